@@ -1,0 +1,1 @@
+"""Data sets, their order, and the feeds that bring batches to the step."""
