@@ -1,0 +1,268 @@
+"""Optimizers that optax has in another form than the training step calls: adapted here.
+
+Every factory takes `learning_rate` (a number, or a function count -> number) first, and its config
+keys by keyword. The update functions take `(grads, state, params, *, value, grad, value_fn, ...)`.
+"""
+
+import functools
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import optax
+from optax import contrib
+
+
+def ademamix(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    b3: float = 0.9999,
+    alpha: float = 5.0,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    warmup_steps: int = 0,
+) -> optax.GradientTransformationExtraArgs:
+    """AdEMAMix: AdamW with a second, slow average of the gradients.
+
+    With `T = warmup_steps > 0` the slow average is brought in gradually, at step t = 1, 2, ...:
+    `alpha_t = min(t alpha / T, alpha)` and
+    `b3_t = min(exp(ln b1 ln b3 / ((1 - t/T) ln b3 + (t/T) ln b1)), b3)`.
+    optax passes schedules a count from 0; here they get t from 1, as in the paper.
+
+    Args:
+        learning_rate: the step size.
+        b1: decay of the fast average of the gradients (default: the paper's, as all below).
+        b2: decay of the average of the squared gradients.
+        b3: final decay of the slow average of the gradients.
+        alpha: final weight of the slow average; optax's default, the paper uses 4 to 10.
+        eps: added to the denominator.
+        weight_decay: decoupled weight decay, times the learning rate.
+        warmup_steps: T; 0 uses `alpha` and `b3` from the start. The paper uses the run's steps.
+
+    References:
+        Pagliardini et al., The AdEMAMix Optimizer, https://arxiv.org/abs/2409.03137
+    """
+    if warmup_steps <= 0:
+        b3_t, alpha_t = b3, alpha
+    else:
+
+        def progress(count):
+            return jnp.minimum((count + 1) / warmup_steps, 1.0)
+
+        def alpha_t(count):
+            return alpha * progress(count)
+
+        def b3_t(count):
+            share, log_b1, log_b3 = progress(count), jnp.log(b1), jnp.log(b3)
+            slow = jnp.exp(log_b1 * log_b3 / ((1 - share) * log_b3 + share * log_b1))
+            return jnp.minimum(slow, b3)
+
+    return contrib.ademamix(
+        learning_rate, b1=b1, b2=b2, b3=b3_t, alpha=alpha_t, eps=eps, weight_decay=weight_decay
+    )
+
+
+def lbfgs(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    memory_size: int = 10,
+    scale_init_precond: bool = True,
+    line_search: Literal["zoom", "backtracking", "none"] = "zoom",
+) -> optax.GradientTransformationExtraArgs:
+    """Limited-memory BFGS, for small problems and full batches.
+
+    The line search evaluates the loss of the current batch (`value_fn`) at several points. It
+    starts from the full step times `learning_rate`, so 1.0 is the natural learning rate. Without
+    it, a step is `learning_rate` times the quasi-Newton direction; on mini-batches that diverges
+    easily.
+
+    Args:
+        learning_rate: factor of the direction before the line search.
+        memory_size: pairs of differences kept (default: optax's).
+        scale_init_precond: scale the first direction to the gradient's norm.
+        line_search: "zoom" (strong Wolfe conditions, at most 20 evaluations; default: optax's),
+            "backtracking" (Armijo, at most 20) or "none".
+
+    References:
+        Nocedal and Wright, Numerical Optimization, 1999, algorithm 7.5
+    """
+    searches = {
+        "zoom": lambda: optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one"),
+        "backtracking": lambda: optax.scale_by_backtracking_linesearch(20),
+        "none": lambda: None,
+    }
+    if line_search not in searches:
+        raise ValueError(f"line_search = {line_search!r} should be one of {', '.join(searches)}")
+    inner = optax.lbfgs(learning_rate, memory_size, scale_init_precond, searches[line_search]())
+
+    def update(grads, state, params=None, *, value=None, grad=None, value_fn=None, **unused):
+        del unused  # the line search would hand them on to value_fn
+        return inner.update(grads, state, params, value=value, grad=grad, value_fn=value_fn)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def noisy_sgd(
+    learning_rate: optax.ScalarOrSchedule, *, eta: float = 0.01, gamma: float = 0.55, seed: int = 0
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with Gaussian noise of variance `eta / (1 + t)^gamma` added to the gradient.
+
+    Args:
+        learning_rate: the step size.
+        eta: variance of the noise at the first step (default: the paper's).
+        gamma: how fast the variance falls (default: the paper's).
+        seed: of the noise. Runs of several seeds share it: they see the same noise.
+
+    References:
+        Neelakantan et al., Adding Gradient Noise Improves Learning for Very Deep Networks,
+        https://arxiv.org/abs/1511.06807
+    """
+    return optax.noisy_sgd(learning_rate, eta=eta, gamma=gamma, key=seed)
+
+
+def polyak_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    max_step: float = 1.0,
+    f_min: float = 0.0,
+    eps: float = 0.0,
+    variant: Literal["sps", "sps+"] = "sps",
+) -> optax.GradientTransformationExtraArgs:
+    """SGD with the stochastic Polyak step size.
+
+    `x <- x - learning_rate * min((f(x) - f_min) / (|g|^2 + eps), max_step) * g`.
+    optax.polyak_sgd scales the gradient before the step size is computed from it, so that a smaller
+    scaling there makes larger steps; here the step size is scaled. Both agree at 1.0.
+
+    Args:
+        learning_rate: factor of the Polyak step (1.0 is the method as published).
+        max_step: largest Polyak step (default: optax's).
+        f_min: the smallest possible loss.
+        eps: added to the squared norm of the gradient.
+        variant: "sps+" uses the positive part of `f(x) - f_min`.
+
+    References:
+        Loizou et al., Stochastic Polyak Step-size for SGD, https://arxiv.org/abs/2002.10542
+    """
+    return optax.chain(
+        optax.scale_by_polyak(f_min, max_step, eps, variant),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+
+
+def sm3(
+    learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9
+) -> optax.GradientTransformationExtraArgs:
+    """SM3: AdaGrad with one accumulator per row and column; optax.sm3 with schedules.
+
+    Args:
+        learning_rate: the step size.
+        momentum: decay of the average of the preconditioned gradients (default: the paper's).
+
+    References:
+        Anil et al., Memory-Efficient Adaptive Optimization, https://arxiv.org/abs/1901.11150
+    """
+    return optax.chain(optax.scale_by_sm3(momentum), optax.scale_by_learning_rate(learning_rate))
+
+
+@functools.wraps(contrib.sophia)
+def sophia(learning_rate, **options) -> optax.GradientTransformationExtraArgs:
+    """Sophia-H; the step's `value_fn` is the function whose Hessian it estimates.
+
+    The estimate's random vectors come from a fixed key: runs of several seeds share them.
+    """
+    inner = contrib.sophia(learning_rate, **options)
+
+    def update(grads, state, params=None, *, value_fn, **unused):
+        del unused  # sophia would hand them on to the Hessian estimate
+        return inner.update(grads, state, params, obj_fn=value_fn)
+
+    return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def schedule_free_sgd(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    weight_decay: float = 0.0,
+    weight_lr_power: float = 2.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Schedule-free SGD: the average of the iterates takes the place of a decaying schedule.
+
+    Use it with the schedule "constant", with or without warm-up. Evaluate the weights that
+    `lamina.platform.optimizers.weights.eval_params` returns.
+
+    Args:
+        learning_rate: the step size.
+        b1: where gradients are taken, between the iterate (0) and the average (1), above 0
+            (default: the paper's).
+        weight_decay: times the learning rate, applied where the gradient is taken.
+        weight_lr_power: an iterate's weight in the average is its learning rate to this power.
+
+    References:
+        Defazio et al., The Road Less Scheduled, https://arxiv.org/abs/2405.15682
+    """
+    base = optax.chain(
+        optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
+    )
+    return _schedule_free(base, learning_rate, b1, weight_lr_power)
+
+
+def schedule_free_adamw(
+    learning_rate: optax.ScalarOrSchedule,
+    *,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    eps: float = 1e-8,
+    weight_decay: float = 0.0,
+    weight_lr_power: float = 2.0,
+) -> optax.GradientTransformationExtraArgs:
+    """Schedule-free AdamW; see `schedule_free_sgd`.
+
+    Args:
+        learning_rate: the step size.
+        b1: as in `schedule_free_sgd`.
+        b2: decay of the average of the squared gradients (default: the paper's).
+        eps: added to the denominator.
+        weight_decay: times the learning rate, applied where the gradient is taken.
+        weight_lr_power: as in `schedule_free_sgd`.
+
+    References:
+        Defazio et al., The Road Less Scheduled, https://arxiv.org/abs/2405.15682
+    """
+    base = optax.chain(
+        optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False, bias_correction=True),
+        optax.add_decayed_weights(weight_decay),
+        optax.scale_by_learning_rate(learning_rate),
+    )
+    return _schedule_free(base, learning_rate, b1, weight_lr_power)
+
+
+def _schedule_free(base, learning_rate, b1, weight_lr_power):
+    """Wraps `base`; optax counts from 1 in this wrapper but from 0 in `base`: align the two."""
+    aligned = learning_rate
+    if callable(learning_rate):
+        aligned = lambda count: learning_rate(count - 1)
+    return contrib.schedule_free(base, aligned, b1=b1, weight_lr_power=weight_lr_power)
+
+
+def with_clipping(
+    optimizer: optax.GradientTransformation, max_norm: float | jax.Array
+) -> optax.GradientTransformationExtraArgs:
+    """Clips gradients to a global norm before `optimizer` sees them.
+
+    `g <- g * min(1, max_norm / |g|)`, with |g| the Euclidean norm over the whole tree.
+
+    Args:
+        optimizer: what the clipped gradients go to.
+        max_norm: largest norm, above 0.
+
+    References:
+        Pascanu et al., On the difficulty of training recurrent neural networks,
+        https://arxiv.org/abs/1211.5063
+    """
+    return optax.with_extra_args_support(
+        optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
+    )
