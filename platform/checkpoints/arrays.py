@@ -1,0 +1,132 @@
+"""Reading and writing a checkpoint's arrays through Orbax: plain nested dicts of plain arrays.
+
+The train state is stored as nested dicts by name ('/'-joined, see names.py), so any Orbax reader
+opens it without Lamina's classes. Typed keys are stored as their uint32 words. Orbax refuses arrays
+without elements: they stand in the manifest only.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.sharding import Sharding
+
+from lamina.platform.checkpoints.manifest import ArrayRecord, is_key
+from lamina.platform.checkpoints.names import nest
+
+
+def data_of(name: str, leaf: Any) -> jax.Array:
+    """The plain array that stands for a leaf of a train state.
+
+    Raises:
+        TypeError: the leaf is no `jax.Array`, or one that other processes can't see.
+    """
+    if not isinstance(leaf, jax.Array):
+        raise TypeError(
+            f"the leaf {name} of the train state is a {type(leaf).__name__}; checkpoints hold "
+            "jax.Arrays only (wrap it in jnp.asarray)"
+        )
+    if jax.process_count() > 1 and leaf.is_fully_addressable:
+        raise TypeError(
+            f"the leaf {name} lives in one process only; with several processes every array of "
+            "the train state must be placed on the mesh of all of them"
+        )
+    return jax.random.key_data(leaf) if is_key(leaf) else leaf
+
+
+def private_copy(array: jax.Array) -> jax.Array:
+    """An array that stays intact when the caller donates the original.
+
+    On CPU, host memory is the device's memory and Orbax writes straight from it, so it is copied
+    here. On other devices Orbax copies to the host before its save call returns.
+    """
+    on_cpu = all(device.platform == "cpu" for device in array.sharding.device_set)
+    return jnp.copy(array) if on_cpu else array
+
+
+def handler() -> ocp.PyTreeCheckpointHandler:
+    """The Orbax handler of the arrays.
+
+    Compression is off: on float32 parameters it saves 8% of the size for 25% more time of the
+    cores that the training on CPU needs.
+    """
+    return ocp.PyTreeCheckpointHandler(use_compression=False)
+
+
+def _escape(name: str) -> str:
+    """Orbax joins the parts of a name by dots, so dots inside a part are escaped."""
+    return name.replace("%", "%25").replace(".", "%2E")
+
+
+def save_args(arrays: Mapping[str, jax.Array]) -> ocp.args.PyTreeSave:
+    """Orbax's arguments to save named arrays."""
+    return ocp.args.PyTreeSave(nest({_escape(n): a for n, a in arrays.items() if a.size}))
+
+
+def read(
+    folder: epath.Path,
+    records: Mapping[str, ArrayRecord],
+    shardings: Mapping[str, Sharding | None],
+) -> dict[str, jax.Array | np.ndarray]:
+    """Reads the stored data of some arrays of a checkpoint, unverified.
+
+    Args:
+        folder: the step's folder.
+        records: name to record, of the arrays to read (any part of what is stored).
+        shardings: where each goes; None for a numpy array on the host.
+
+    Returns:
+        Name to data; typed keys as uint32 words.
+    """
+    flat, args, result = {}, {}, {}
+    for name, record in records.items():
+        data, sharding = record.data(), shardings[name]
+        if 0 in data.shape:
+            empty = np.zeros(data.shape, data.dtype)
+            result[name] = empty if sharding is None else _place(empty, sharding)
+        elif sharding is None:
+            flat[_escape(name)] = data
+            args[_escape(name)] = ocp.RestoreArgs(restore_type=np.ndarray, dtype=data.dtype)
+        else:
+            flat[_escape(name)] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
+            args[_escape(name)] = ocp.ArrayRestoreArgs(
+                sharding=sharding, global_shape=data.shape, dtype=data.dtype
+            )
+    if flat:
+        tree = handler().restore(
+            folder,
+            args=ocp.args.PyTreeRestore(
+                item=nest(flat), restore_args=nest(args), partial_restore=True
+            ),
+        )
+        for name in records:
+            if name not in result:
+                result[name] = _lookup(tree, _escape(name))
+    return result
+
+
+def _place(value: np.ndarray, sharding: Sharding) -> jax.Array:
+    return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
+
+
+def _lookup(tree: Any, name: str) -> Any:
+    for part in name.split("/"):
+        tree = tree[part]
+    return tree
+
+
+def as_leaf(data: jax.Array | np.ndarray, record: ArrayRecord) -> jax.Array | np.ndarray:
+    """The leaf that stored data stand for: typed keys are wrapped again."""
+    if not record.key_impl:
+        return data
+    return jax.random.wrap_key_data(jnp.asarray(data), impl=record.key_impl)
+
+
+def check_data(data: jax.Array | np.ndarray, record: ArrayRecord) -> bool:
+    """Whether what was read has the recorded shape and dtype."""
+    wanted = record.data()
+    return tuple(data.shape) == wanted.shape and data.dtype == wanted.dtype
