@@ -1,0 +1,170 @@
+"""Layers shared by the model families: annotated dense maps, norms, dropout.
+
+Parameters are float32; ``dtype`` is what a layer computes in. Norms compute their statistics in
+float32 whatever ``dtype`` is.
+"""
+
+import math
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamina.models import axes
+
+#: Bytes that one pass of a chunked CPU kernel may work on, so that it stays in a core's cache.
+#: Measured, on a core with 2 MB of second-level cache; half or twice as much is little worse.
+CHUNK_BYTES = 2 << 20
+
+
+class Dense(nnx.Module):
+    """A linear map of the last dimensions: ``y = x . kernel + bias``.
+
+    Args:
+        rngs: random streams.
+        inputs: the dimensions that are contracted, as ``(embed,)`` or ``(heads, head_dim)``.
+        outputs: the dimensions that come instead.
+        names: logical axes of the kernel, inputs first.
+        dtype: compute dtype.
+        bias: whether to add a bias. Default: True.
+        scale: variance scale of the initialisation. Default: 1.
+        init: "fan_in" (LeCun et al. 1998: variance ``scale / fan_in``), "xavier" (Glorot & Bengio
+            2010), "he" (He et al. 2015: variance ``2 scale / fan_in``) or "zeros".
+    """
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        inputs: Sequence[int],
+        outputs: Sequence[int],
+        names: Sequence[str],
+        dtype: jnp.dtype,
+        *,
+        bias: bool = True,
+        scale: float = 1.0,
+        init: str = "fan_in",
+    ):
+        self.contracted = len(inputs)
+        self.dtype = dtype
+        initializer = kernel_init(init, len(inputs), len(outputs), scale)
+        make = axes.annotate(initializer, *names)
+        self.kernel = nnx.Param(make(rngs.params(), (*inputs, *outputs), jnp.float32))
+        zeros = axes.annotate(nnx.initializers.zeros_init(), *names[len(inputs) :])
+        self.bias = nnx.Param(zeros(rngs.params(), tuple(outputs), jnp.float32)) if bias else None
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Maps ``[..., *inputs]`` to ``[..., *outputs]``."""
+        kernel = self.kernel[...].astype(self.dtype)
+        batch = x.shape[: x.ndim - self.contracted]
+        outputs = kernel.shape[self.contracted :]
+        rows = math.prod(kernel.shape[: self.contracted])
+        y = x.astype(self.dtype).reshape(*batch, rows) @ kernel.reshape(rows, -1)
+        y = y.reshape(*batch, *outputs)
+        return y if self.bias is None else add_bias(y, self.bias[...])
+
+
+def add_bias(x: jax.Array, bias: jax.Array) -> jax.Array:
+    """Adds a bias to the last dimensions of ``x``, in the dtype of ``x``."""
+    return x + bias.astype(x.dtype).reshape((1,) * (x.ndim - bias.ndim) + bias.shape)
+
+
+def kernel_init(kind: str, inputs: int, outputs: int, scale: float = 1.0) -> axes.Initializer:
+    """Returns the initializer ``kind`` for a kernel of ``inputs`` + ``outputs`` dimensions."""
+    if kind == "zeros":
+        return nnx.initializers.zeros_init()
+    kinds = {
+        "fan_in": (1.0, "fan_in", "truncated_normal"),
+        "xavier": (1.0, "fan_avg", "uniform"),
+        "he": (2.0, "fan_in", "truncated_normal"),
+    }
+    factor, mode, distribution = kinds[kind]
+    return nnx.initializers.variance_scaling(
+        factor * scale,
+        mode,
+        distribution,
+        in_axis=tuple(range(inputs)),
+        out_axis=tuple(range(inputs, inputs + outputs)),
+    )
+
+
+def normal(std: float, *names: str) -> axes.Initializer:
+    """Returns an annotated normal initializer of standard deviation ``std``."""
+    return axes.annotate(nnx.initializers.normal(std), *names)
+
+
+def layer_norm(rngs: nnx.Rngs, features: int, dtype: jnp.dtype) -> nnx.LayerNorm:
+    """Layer norm (Ba et al. 2016) over the last dimension, epsilon 1e-6 as in ViT."""
+    return nnx.LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs, **_norm_inits())
+
+
+def rms_norm(rngs: nnx.Rngs, features: int, dtype: jnp.dtype) -> nnx.RMSNorm:
+    """Root mean square norm (Zhang & Sennrich 2019), epsilon 1e-6 as in LLaMA."""
+    scale = axes.annotate(nnx.initializers.ones_init(), axes.NORM)
+    return nnx.RMSNorm(features, epsilon=1e-6, dtype=dtype, scale_init=scale, rngs=rngs)
+
+
+def image_norm(
+    kind: str, rngs: nnx.Rngs, channels: int, dtype: jnp.dtype, *, zero_scale: bool = False
+) -> nnx.Module:
+    """Norm of feature maps ``[B, H, W, C]``.
+
+    Args:
+        kind: "batch" (Ioffe & Szegedy 2015; momentum 0.9 and epsilon 1e-5 as in torchvision),
+            "group" (Wu & He 2018; at most 32 groups of at least 4 channels) or "none".
+        rngs: random streams.
+        channels: C.
+        dtype: compute dtype.
+        zero_scale: starts the scale at zero, for the last norm of a residual branch
+            (Goyal et al. 2017). Default: False.
+
+    Raises:
+        ValueError: an unknown kind.
+    """
+    inits = _norm_inits(zero_scale)
+    if kind == "batch":
+        return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs, **inits)
+    if kind == "group":
+        groups = math.gcd(channels, min(32, max(1, channels // 4)))
+        return nnx.GroupNorm(channels, num_groups=groups, dtype=dtype, rngs=rngs, **inits)
+    if kind == "none":
+        return Identity()
+    raise ValueError(f"unknown norm {kind!r}; it may be 'batch', 'group' or 'none'")
+
+
+class Identity(nnx.Module):
+    """Returns its input."""
+
+    def __call__(self, x: jax.Array) -> jax.Array:
+        """Returns ``x``."""
+        return x
+
+
+def _norm_inits(zero_scale: bool = False) -> dict[str, axes.Initializer]:
+    scale = nnx.initializers.zeros_init() if zero_scale else nnx.initializers.ones_init()
+    return {
+        "scale_init": axes.annotate(scale, axes.NORM),
+        "bias_init": axes.annotate(nnx.initializers.zeros_init(), axes.NORM),
+    }
+
+
+def head(
+    rngs: nnx.Rngs, features: int, outputs: int, dtype: jnp.dtype, *, init: str = "fan_in"
+) -> Dense:
+    """The last layer of a classifier or regressor: its logits are cast to float32 by the model."""
+    return Dense(rngs, (features,), (outputs,), (axes.EMBED, axes.CLASSES), dtype, init=init)
+
+
+def chunk_size(batch: int, bytes_per_example: int) -> int:
+    """Returns how many examples a chunked CPU kernel takes at a time: a divisor of ``batch``.
+
+    It is ``batch`` (no chunks) on several devices, where cutting the batch would move data between
+    them, and where no divisor but a very small one fits ``CHUNK_BYTES``.
+    """
+    if jax.device_count() > 1:
+        return batch
+    wanted = max(1, CHUNK_BYTES // max(1, bytes_per_example))
+    if wanted >= batch:
+        return batch
+    best = max(size for size in range(1, wanted + 1) if batch % size == 0)
+    return best if 4 * best >= wanted else batch
