@@ -7,7 +7,6 @@ keys by keyword. The update functions take `(grads, state, params, *, value, gra
 import functools
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import optax
 from optax import contrib
@@ -246,23 +245,3 @@ def _schedule_free(base, learning_rate, b1, weight_lr_power):
     if callable(learning_rate):
         aligned = lambda count: learning_rate(count - 1)
     return contrib.schedule_free(base, aligned, b1=b1, weight_lr_power=weight_lr_power)
-
-
-def with_clipping(
-    optimizer: optax.GradientTransformation, max_norm: float | jax.Array
-) -> optax.GradientTransformationExtraArgs:
-    """Clips gradients to a global norm before `optimizer` sees them.
-
-    `g <- g * min(1, max_norm / |g|)`, with |g| the Euclidean norm over the whole tree.
-
-    Args:
-        optimizer: what the clipped gradients go to.
-        max_norm: largest norm, above 0.
-
-    References:
-        Pascanu et al., On the difficulty of training recurrent neural networks,
-        https://arxiv.org/abs/1211.5063
-    """
-    return optax.with_extra_args_support(
-        optax.chain(optax.clip_by_global_norm(max_norm), optimizer)
-    )

@@ -101,8 +101,7 @@ def options(name: str | Callable) -> dict[str, Option]:
         name: a name in `OPTIMIZERS`, or a factory.
 
     Returns:
-        Key to (type, default). `clip_norm` (largest global norm of the gradients, 0 = no clipping)
-        is a key of every optimizer.
+        Key to (type, default).
 
     Raises:
         UserError: the name is unknown.
@@ -110,15 +109,12 @@ def options(name: str | Callable) -> dict[str, Option]:
     >>> options("sgd")["momentum"]
     Option(type=<class 'float'>, default=0.0)
     """
-    keys = {key: option for key, (option, _) in _keys(_factory(name)).items()}
-    return keys | {"clip_norm": Option(float, 0.0)}
+    return {key: option for key, (option, _) in _keys(_factory(name)).items()}
 
 
 def create(
     name: str | Callable,
     learning_rate: optax.ScalarOrSchedule,
-    *,
-    clip_norm: float | jax.Array = 0.0,
     **keys: Any,
 ) -> optax.GradientTransformationExtraArgs:
     """Creates an optimizer.
@@ -126,7 +122,6 @@ def create(
     Args:
         name: a name in `OPTIMIZERS`, or a factory whose first parameter is the learning rate.
         learning_rate: a number, or a function of the number of updates before this one.
-        clip_norm: largest global norm of the gradients; 0 (the default) doesn't clip.
         **keys: see `options`; numbers may be (traced) arrays.
 
     Returns:
@@ -136,30 +131,24 @@ def create(
     Raises:
         UserError: unknown name or key, mistyped or refused value.
 
-    >>> optimizer = create("adamw", 1e-3, weight_decay=0.1, clip_norm=1.0)
+    >>> optimizer = create("adamw", 1e-3, weight_decay=0.1)
     """
     factory, label = _factory(name), _label(name)
     known = _keys(factory)
     arguments = {}
     for key, value in keys.items():
         if key not in known:
-            raise UserError(_unknown(label, key, [*known, "clip_norm"]))
+            raise UserError(_unknown(label, key, list(known)))
         option, optional = known[key]
         value = _checked(label, key, value, option.type)
         arguments[key] = None if optional and _is_off(value) else value
-    clip_norm = _checked(label, "clip_norm", clip_norm, float)
-    if isinstance(clip_norm, float) and clip_norm < 0:
-        raise UserError(f"optimizer {label!r}: clip_norm = {clip_norm} should be positive, or 0")
     missing = [k for k, (o, _) in known.items() if o.default is MISSING and k not in arguments]
     if missing:
         raise UserError(f"optimizer {label!r}: {', '.join(missing)} must be given")
     try:
-        optimizer = optax.with_extra_args_support(factory(learning_rate, **arguments))
+        return optax.with_extra_args_support(factory(learning_rate, **arguments))
     except ValueError as error:
         raise UserError(f"optimizer {label!r}: {error}") from error
-    if isinstance(clip_norm, float) and clip_norm == 0:
-        return optimizer
-    return adapted.with_clipping(optimizer, clip_norm)
 
 
 def _factory(name: str | Callable) -> Callable:

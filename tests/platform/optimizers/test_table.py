@@ -177,18 +177,6 @@ def test_lbfgs_with_a_line_search_solves_a_quadratic_at_once():
         assert excess(params) < 1e-6
 
 
-def test_clipping_is_by_the_global_norm():
-    unit = lambda tree: np.sqrt(sum(np.sum(np.square(v)) for v in jax.tree.leaves(tree)))
-    optimizer = create("sgd", 1.0, clip_norm=0.5)
-    grads = {"w": jnp.full((2, 3), 3.0), "b": jnp.full(3, -4.0)}
-    updates, _ = optimizer.update(grads, optimizer.init(start()), start())
-    assert unit(updates) == pytest.approx(0.5, rel=1e-6)
-    np.testing.assert_allclose(updates["w"] / updates["b"][0], -grads["w"] / 4.0, rtol=1e-6)
-    small = jax.tree.map(lambda g: g * 1e-3, grads)
-    updates, _ = optimizer.update(small, optimizer.init(start()), start())
-    jax.tree.map(lambda u, g: np.testing.assert_array_equal(u, -g), updates, small)
-
-
 def test_numbers_may_be_traced_so_that_sweeps_can_be_vectorised():
     def final(learning_rate, weight_decay):
         return run(create("adamw", learning_rate, weight_decay=weight_decay), 3)[0]["b"]
@@ -222,7 +210,6 @@ def test_a_factory_of_the_users_own_takes_the_place_of_a_name():
         "power": (float, 1.0),
         "name": (str, "x"),
         "nothing": (int, 0),
-        "clip_norm": (float, 0.0),
     }
     optimizer = create(mine, 1.0, power=2, nothing=0)
     updates, _ = optimizer.update(jnp.ones(2), optimizer.init(jnp.ones(2)), jnp.ones(2), value=1.0)
@@ -247,7 +234,6 @@ def test_required_keys_of_a_factory_are_asked_for():
         ("adamw", {"mask": 1.0}, "mask is not a key"),
         ("adamw", {"nesterov": 1}, "should be a bool"),
         ("adamw", {"mu_dtype": "float12"}, "should name a data type"),
-        ("adamw", {"clip_norm": -1.0}, "should be positive, or 0"),
         ("lbfgs", {"line_search": "zoo"}, "one of 'zoom', 'backtracking', 'none'"),
         ("muon", {"ns_steps": 2.5}, "should be an int"),
         ("muon", {"adam_learning_rate": 0.1}, "is not a key"),

@@ -65,7 +65,10 @@ def test_schedule_free_adamw_evaluates_the_weighted_average_of_its_iterates():
 
 
 def test_the_average_is_found_behind_clipping_and_under_vmap():
-    params, state = final("schedule_free_sgd", 0.1, clip_norm=1e9)
+    clipped = lambda rate: optax.chain(
+        optax.clip_by_global_norm(1e9), create("schedule_free_sgd", rate)
+    )
+    params, state = final(clipped, 0.1)
     plain, plain_state = final("schedule_free_sgd", 0.1)
     expected = eval_params("schedule_free_sgd", plain_state, plain)
     np.testing.assert_allclose(eval_params("schedule_free_sgd", state, params), expected, rtol=1e-5)
