@@ -1,7 +1,8 @@
 """Reads the batches of one process from a source: the part of a feed that runs in grain's workers.
 
-Nothing here imports jax itself. The element at index `s` is the batch of step `s`, a pure function
-of the step, so that reading from any step, with any number of workers, gives the same batches.
+The element at index `s` is the batch of step `s`, a pure function of the step, so that reading from
+any step, with any number of workers, gives the same batches. All is numpy: workers never touch a
+device.
 """
 
 from collections.abc import Callable, Sequence
@@ -18,7 +19,7 @@ _OUT_OF_SIGHT = 80
 
 
 def order_of(source: Source) -> Callable[[int, int, int], np.ndarray]:
-    """Returns `(seed, first_position, count) -> indices`: the source's own order, or the default."""
+    """Returns `(seed, first_position, count) -> indices`: a source's own order or the default."""
     own = getattr(source, "order", None)
     if own is not None:
         return own
@@ -185,7 +186,7 @@ class EvaluationBatches:
 
 
 def weighted(batch: dict[str, Any], weights: Any) -> dict[str, Any]:
-    """Returns `batch` with "weights" multiplied by the rows' `weights` [B] (numpy or jax arrays)."""
+    """Returns `batch` with "weights" multiplied by the rows' `weights` [B] (numpy or jax)."""
     own = batch.get("weights")
     if own is not None:
         weights = own * weights.reshape(weights.shape + (1,) * (own.ndim - weights.ndim))

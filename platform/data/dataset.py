@@ -1,7 +1,4 @@
-"""What a data set is: named splits of random-access examples, and what a model must know of them.
-
-Nothing here imports jax, so worker processes that only read examples start quickly.
-"""
+"""What a data set is: named splits of random-access examples, and what a model must know."""
 
 import mmap
 from collections.abc import Callable, Mapping, Sequence
@@ -21,7 +18,8 @@ class Source(Protocol):
     """Random access to the examples of one split.
 
     A source may also have
-    - `arrays` and `gather`, see `ArraySource`: then it can be held on the device;
+    - `arrays` (name to array) and a pure `gather(arrays, indices) -> batch` that works for numpy
+      arrays, jax arrays and indices of any shape: then it can be held on the device;
     - `order(seed, first_position, count) -> int64 [count]`: its own endless order of examples in
       place of `order.indices` (a mixture has one).
     It must be picklable if worker processes shall read it.

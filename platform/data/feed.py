@@ -122,7 +122,7 @@ def device_feed(
     """Returns a feed that gathers batches from arrays on the device.
 
     Args:
-        source: the training split; it has `arrays` and `gather`.
+        source: the training split; it has `arrays` and `gather` (see `ArraySource`).
         batch_size: rows of the global batch (of one seed).
         seed: data seed.
         seeds: values of the training seeds that have each their own order; () for one order.
@@ -134,7 +134,7 @@ def device_feed(
     _check_not_empty(source)
     rows = batches.rows_of_process(batch_size, process_index, process_count)
     order_seeds = _order_seeds(seed, seeds)
-    gather = type(source).gather
+    gather = source.gather
 
     def read(first_step: int, count: int) -> np.ndarray:
         chosen = batches.training_indices(
@@ -204,7 +204,7 @@ def evaluation_feed(
     if choose_placement(source, placement) == "grain":
         reader = _Reader(batches.EvaluationBatches(source, batch_size, rows), workers, prefetch)
         return Feed({}, reader.read, _select_batch, reader.close, steps)
-    gather = type(source).gather
+    gather = source.gather
 
     def read(first_step: int, count: int) -> dict[str, np.ndarray]:
         chosen, weights = batches.evaluation_indices(n, batch_size, rows, first_step, count)
@@ -275,7 +275,7 @@ class _Reader:
         import grain
 
         self._stop()
-        # Grain reads its options from absl's flags, which nobody parses outside of the command line.
+        # Grain reads its options from absl's flags, which only the command line parses.
         if not flags.FLAGS.is_parsed():
             flags.FLAGS.mark_as_parsed()
         steps = grain.MapDataset.source(self._elements).slice(slice(first_step, None))
