@@ -1,5 +1,7 @@
 """A made-up run folder with realistic curves, and a made-up object store."""
 
+import base64
+import io
 import json
 import math
 import pathlib
@@ -11,10 +13,16 @@ import pytest
 from lamina.platform.reporting import folder, records, storage
 
 SEEDS = (0, 1, 2)
-PNG = (
-    "iVBORw0KGgoAAAANSUhEUgAAAAgAAAAICAIAAABLbSncAAAAJElEQVR4nGNgYGD4jwMwMDAw4pJgYsANhpAEIyM"
-    "jLglGBgYGAF0FBw3Vn2JkAAAAAElFTkSuQmCC"
-)
+
+
+def make_png():
+    """A picture of 8 x 16 pixels in base64."""
+    from PIL import Image
+
+    pixels = np.random.default_rng(0).integers(0, 255, (8, 16), dtype=np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(pixels).save(buffer, "PNG")
+    return base64.b64encode(buffer.getvalue()).decode()
 
 
 def make_config(learning_rate=1e-3, seeds=SEEDS):
@@ -110,7 +118,7 @@ def make_run(workdir: pathlib.Path, seeds=SEEDS, learning_rate=1e-3, gain=0.0):
     folder.write_samples(
         workdir,
         [
-            {"title": "Worst mistakes", "png_base64": PNG},
+            {"title": "Worst mistakes", "png_base64": make_png()},
             {"title": "A sample at step 600", "text": "To be, or not to be: that <is> the loss."},
         ],
     )

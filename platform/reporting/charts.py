@@ -1,0 +1,242 @@
+"""Small line charts as SVG to stand in an HTML page: its fonts, its colours, light and dark."""
+
+import html
+import io
+import re
+import warnings
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from lamina.platform.reporting import formats
+from lamina.platform.reporting.curves import Curve, thin, wants_log
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+
+COLOURS = 8
+"""Colours that style.css has for lines: --s0 to --s7."""
+
+# Colours that stand for CSS variables in what matplotlib draws, so that one SVG serves both themes.
+_LINES = tuple(f"#0a0b{slot:02d}" for slot in range(COLOURS))
+_INK, _MUTED, _GRID, _PAPER = "#0a0bf0", "#0a0bf1", "#0a0bf2", "#0a0bf3"
+_VARIABLES = {
+    **{colour: f"var(--s{slot})" for slot, colour in enumerate(_LINES)},
+    _INK: "var(--ink)",
+    _MUTED: "var(--muted)",
+    _GRID: "var(--grid)",
+    _PAPER: "var(--card)",
+}
+
+_STYLE: dict[str, Any] = {
+    "svg.fonttype": "none",
+    "text.parse_math": False,  # a "$" in a name is a "$"
+    "font.size": 8.5,
+    "axes.edgecolor": _GRID,
+    "axes.labelcolor": _MUTED,
+    "axes.linewidth": 0.8,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.spines.left": False,
+    "axes.axisbelow": True,
+    "axes.unicode_minus": True,
+    "grid.color": _GRID,
+    "grid.linewidth": 0.6,
+    "xtick.color": _GRID,
+    "ytick.color": _GRID,
+    "xtick.labelcolor": _MUTED,
+    "ytick.labelcolor": _MUTED,
+    "ytick.major.size": 0,
+    "lines.solid_capstyle": "round",
+    "lines.solid_joinstyle": "round",
+    "path.simplify": True,
+}
+_WIDTH, _HEIGHT = 360.0, 200.0  # in points, which are the units inside the SVG
+_LABEL = 14  # characters of a direct label; the page has the whole name
+
+
+class Line(NamedTuple):
+    """A curve to draw: its label, the number of its colour, and the curve."""
+
+    label: str
+    slot: int
+    curve: Curve
+
+
+def chart(lines: list[Line], description: str) -> str:
+    """Draws curves with direct labels, bands of one standard deviation, and a fitting axis.
+
+    Args:
+        lines: the curves; those without a finite value are left out.
+        description: what a screen reader says.
+
+    Returns:
+        An `<svg>` element, the same for the same input; "" where nothing is finite.
+    """
+    import matplotlib.style
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    lines = [line._replace(curve=thin(line.curve)) for line in lines]
+    lines = [line for line in lines if np.isfinite(line.curve.mean).any()]
+    if not lines:
+        return ""
+    buffer = io.StringIO()
+    # The salt makes the identifiers the same in every rendering, and different in every chart.
+    style = {**_STYLE, "svg.hashsalt": f"lamina {description}"}
+    with warnings.catch_warnings(), matplotlib.style.context(["default", style]):
+        # The page's font draws the text: what matplotlib's own lacks is no matter.
+        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
+        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
+        FigureCanvasSVG(figure)
+        axes = figure.add_axes((38 / _WIDTH, 22 / _HEIGHT, 252 / _WIDTH, 168 / _HEIGHT))
+        _draw(axes, lines)
+        figure.savefig(
+            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
+        )
+    return _for_page(buffer.getvalue(), description)
+
+
+def _draw(axes: "Axes", lines: list[Line]) -> None:
+    logarithmic = wants_log([line.curve for line in lines])
+    if logarithmic:
+        axes.set_yscale("log")
+    for line in lines:
+        curve, colour = line.curve, _LINES[line.slot % COLOURS]
+        if curve.seeds > 1:
+            low, high = curve.mean - curve.std, curve.mean + curve.std
+            if logarithmic:  # a band that reaches below zero would take the axis with it
+                low = np.maximum(low, np.nanmin(curve.mean) / 2)
+            axes.fill_between(curve.steps, low, high, color=colour, alpha=0.16, linewidth=0)
+        few = len(curve.steps) <= 12
+        axes.plot(
+            curve.steps,
+            curve.mean,
+            color=colour,
+            linewidth=1.5,
+            marker="o" if few else None,
+            markersize=3.2,
+            clip_on=False,
+        )
+        finite = np.flatnonzero(np.isfinite(curve.mean))
+        if not few:
+            last = finite[-1]
+            axes.plot(
+                curve.steps[last],
+                curve.mean[last],
+                "o",
+                color=colour,
+                markersize=3.6,
+                clip_on=False,
+            )
+    _ticks(axes, lines, logarithmic)
+    _labels(axes, lines)
+
+
+def _ticks(axes: "Axes", lines: list[Line], logarithmic: bool) -> None:
+    from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
+
+    end = max(int(line.curve.steps[-1]) for line in lines)
+    begin = min(int(line.curve.steps[0]) for line in lines)
+    axes.set_xlim(0 if begin < 0.5 * end or begin == end else begin, end if end else 1)
+    axes.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: formats.compact(value)))
+    axes.tick_params(axis="x", length=3, pad=3)
+    axes.tick_params(axis="y", pad=2)
+    axes.grid(axis="y")
+    if logarithmic:
+        low, high = axes.get_ylim()
+        decades = np.log10(high / low)
+        axes.yaxis.set_major_locator(
+            LogLocator(subs=(1.0, 2.0, 5.0) if decades < 2.2 else (1.0,), numticks=8)
+        )
+        axes.yaxis.set_minor_locator(NullLocator())
+    else:
+        axes.yaxis.set_major_locator(MaxNLocator(5))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    axes.annotate(
+        "step",
+        (1.02, 0),
+        xycoords="axes fraction",
+        textcoords="offset points",
+        xytext=(9, -12.5),
+        color=_MUTED,
+    )
+
+
+def _labels(axes: "Axes", lines: list[Line]) -> None:
+    """Names each line at its end, with its last value where there is room for it."""
+    two = len(lines) <= 4
+    ends = []
+    for line in lines:
+        finite = line.curve.mean[np.isfinite(line.curve.mean)]
+        end = axes.transData.transform((0, finite[-1]))[1]
+        ends.append(axes.transAxes.inverted().transform((0, end))[1])
+    gap = (22 if two else 11) / 168
+    for line, place in zip(lines, spread(ends, gap), strict=True):
+        colour = _LINES[line.slot % COLOURS]
+        text = line.label if len(line.label) <= _LABEL else line.label[: _LABEL - 1] + "…"
+        if not two:
+            axes.text(1.03, place, text, color=colour, transform=axes.transAxes, va="center")
+            continue
+        value = formats.number(line.curve.last, missing="not finite")
+        style = {"transform": axes.transAxes, "clip_on": False}
+        axes.text(1.03, place + 0.005, text, color=colour, va="bottom", **style)
+        axes.text(1.03, place - 0.005, value, color=_MUTED, va="top", fontsize=8, **style)
+
+
+def spread(places: list[float], gap: float) -> list[float]:
+    """Moves places between 0 and 1 apart to at least `gap`, as little and in order as possible.
+
+    Example:
+        >>> [round(place, 2) for place in spread([0.5, 0.52, 0.9], 0.1)]
+        [0.46, 0.56, 0.9]
+    """
+    order = sorted(range(len(places)), key=lambda index: places[index])
+
+    def inside(centre: float, count: int) -> float:
+        reach = min(gap * (count - 1) / 2, 0.5)
+        return min(max(centre, reach), 1 - reach)
+
+    groups: list[tuple[float, int]] = []  # of neighbours that touch: centre, count
+    for index in order:
+        groups.append((inside(places[index], 1), 1))
+        while len(groups) > 1:
+            (low, below), (high, above) = groups[-2:]
+            if high - low >= gap * (below + above) / 2 - 1e-9:
+                break
+            count = below + above
+            groups[-2:] = [(inside((low * below + high * above) / count, count), count)]
+    settled = [
+        centre + gap * (place - (count - 1) / 2)
+        for centre, count in groups
+        for place in range(count)
+    ]
+    result = [0.0] * len(places)
+    for index, place in zip(order, settled, strict=True):
+        result[index] = place
+    return result
+
+
+def _for_page(svg: str, description: str) -> str:
+    """Matplotlib's document as an element of a page."""
+    svg = svg[svg.index("<svg") :]
+    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
+    # matplotlib numbers its groups, the same in each chart; nothing refers to them
+    svg = re.sub(r'<g id="[A-Za-z]+[A-Za-z_.0-9]*"(/?)>', r"<g\1>", svg)
+    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
+    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)  # the page's own
+    svg = re.sub(r'\b(d|x|y|transform)="[^"]*"', _shorten, svg)
+    for colour, variable in _VARIABLES.items():
+        svg = svg.replace(colour, variable)
+    svg = re.sub(r">\s+<", "><", svg).replace("<g/>", "")
+    head = f'<svg class="chart" role="img" aria-label="{html.escape(description)}" '
+    box = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" xmlns:xlink="http://www.w3.org/1999/xlink">'
+    return head + box + svg[svg.index(">") + 1 :].strip()
+
+
+def _shorten(attribute: re.Match[str]) -> str:
+    """An attribute of an element with its numbers to a hundredth of a point, on one line."""
+    text = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", attribute[0])
+    return re.sub(r"\s+", " ", text)

@@ -1,0 +1,138 @@
+"""HTML pages that need nothing but themselves: the templates, and how they show values."""
+
+import functools
+import importlib.resources
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lamina.platform.reporting import formats
+
+PACKAGE = "lamina.platform.reporting"
+SPLITS = ("test", "validation", "train")
+"""The order of splits in tables: what counts most comes first."""
+
+
+def render(template: str, **context: Any) -> str:
+    """Fills a template of this package; every value is escaped unless it is Markup.
+
+    Args:
+        template: the file's name.
+        **context: the template's variables.
+
+    Returns:
+        A whole HTML page with its style inside.
+    """
+    return _environment().get_template(template).render(style=_style(), **context)
+
+
+def markup(text: str) -> Any:
+    """Marks HTML that we made as not to be escaped."""
+    import markupsafe
+
+    return markupsafe.Markup(text)
+
+
+def value(data: Any) -> str:
+    """A config value as a person would write it.
+
+    Example:
+        >>> value(1e-4), value((0, "a")), value(True), value("")
+        ('0.0001', '(0, a)', 'true', '""')
+    """
+    if isinstance(data, bool):
+        return "true" if data else "false"
+    if data is None:
+        return "none"
+    if isinstance(data, str):
+        return data or '""'
+    if isinstance(data, list | tuple):
+        return f"({', '.join(value(entry) for entry in data)})"
+    if isinstance(data, Mapping):
+        return f"{{{', '.join(f'{key}: {value(entry)}' for key, entry in data.items())}}}"
+    return f"{data:g}" if isinstance(data, float) and float(f"{data:g}") == data else str(data)
+
+
+def rank(split: str) -> int:
+    """The place of a split in tables; splits that a program named come last."""
+    return SPLITS.index(split) if split in SPLITS else len(SPLITS)
+
+
+def final_rows(final: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
+    """The rows of a table of final numbers.
+
+    Args:
+        final: {"split/metric": {"mean", "std", "values"}}; entries of another form are left out.
+        count: how many values a row has; shorter ones are filled up with None.
+
+    Returns:
+        Rows of split, metric, mean, std and values, in the order of `SPLITS`, and of metrics
+        as they first appear.
+    """
+    rows = []
+    for name, entry in final.items():
+        if not isinstance(entry, Mapping):
+            continue
+        split, _, metric = name.rpartition("/")
+        values = [_real(value) for value in entry.get("values") or []]
+        rows.append(
+            {
+                "split": split,
+                "metric": metric,
+                "mean": _real(entry.get("mean")),
+                "std": _real(entry.get("std")),
+                "values": (values + [None] * count)[:count],
+            }
+        )
+    metrics = list(dict.fromkeys(row["metric"] for row in rows))
+    return sorted(rows, key=lambda row: (rank(row["split"]), metrics.index(row["metric"])))
+
+
+def by_split(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:
+    """Rows grouped by split, in their order."""
+    groups: dict[str, list[Mapping[str, Any]]] = {}
+    for row in rows:
+        groups.setdefault(row["split"], []).append(row)
+    return list(groups.items())
+
+
+def shape(sizes: Any) -> str:
+    """An array's shape with multiplication signs; a scalar is called so."""
+    if not isinstance(sizes, Sequence) or isinstance(sizes, str):
+        return str(sizes or "")
+    return " × ".join(str(size) for size in sizes) or "scalar"  # noqa: RUF001
+
+
+def _real(data: Any) -> float | int | None:
+    return data if isinstance(data, int | float) and not isinstance(data, bool) else None
+
+
+@functools.cache
+def _style() -> Any:
+    return markup(_text("style.css"))
+
+
+def _text(name: str) -> str | None:
+    file = importlib.resources.files(PACKAGE).joinpath(name)
+    return file.read_text(encoding="utf-8") if file.is_file() else None
+
+
+@functools.cache
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.FunctionLoader(_text),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(
+        number=formats.number,
+        with_decimals=formats.with_decimals,
+        duration=formats.duration,
+        size=formats.size,
+        value=value,
+        groupby_split=by_split,
+    )
+    return environment
