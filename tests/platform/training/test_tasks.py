@@ -34,8 +34,13 @@ CASES = {
 every_case = pytest.mark.parametrize(("task", "logits", "batch"), CASES.values(), ids=list(CASES))
 
 
+@functools.partial(jax.jit, static_argnums=0)
+def measure(task, logits, batch):
+    return task.metrics(Output(logits), batch)
+
+
 def means(task, logits, batch, bytes_per_token=None):
-    found = jax.jit(lambda o, b: task.metrics(Output(o), b))(logits, batch)
+    found = measure(task, logits, batch)
     numbers = {k: float(s) / float(w) for k, (s, w) in found.items() if w > 0}
     return task.finish(numbers, bytes_per_token)
 
@@ -91,8 +96,8 @@ def test_integer_labels_and_their_one_hot_form_give_the_same_losses_and_gradient
     task = classification(CLASSES, label_smoothing=0.1)
     total = lambda logits, labels: jnp.sum(task.loss(Output(logits), {"labels": labels})[0])
     hot = jax.nn.one_hot(LABELS, C)
-    value, grad = jax.value_and_grad(total)(LOGITS, LABELS)
-    other_value, other_grad = jax.value_and_grad(total)(LOGITS, hot)
+    value, grad = jax.jit(jax.value_and_grad(total))(LOGITS, LABELS)
+    other_value, other_grad = jax.jit(jax.value_and_grad(total))(LOGITS, hot)
     np.testing.assert_allclose(value, other_value, rtol=1e-6)
     np.testing.assert_allclose(grad, other_grad, atol=1e-6)
 
@@ -103,8 +108,8 @@ def test_a_padded_batch_counts_as_the_unpadded_one(task, logits, batch):
     short = {key: value[:kept] for key, value in batch.items()}
     garbage = {key: value.at[kept:].set(-77) for key, value in batch.items()}
     weights = (jnp.arange(B) < kept).astype(jnp.float32)
-    plain = task.metrics(Output(logits[:kept]), short)
-    padded = task.metrics(Output(logits), garbage | {"weights": weights})
+    plain = measure(task, logits[:kept], short)
+    padded = measure(task, logits, garbage | {"weights": weights})
     for name, (total, weight) in plain.items():
         assert weight == padded[name][1], name
         np.testing.assert_allclose(padded[name][0], total, rtol=1e-6, err_msg=name)
@@ -118,16 +123,16 @@ def test_padding_has_no_gradient(task, logits, batch):
         losses, counts = task.loss(Output(logits), batch | {"weights": weights})
         return jnp.sum(losses * counts) / jnp.sum(counts)
 
-    grad = jax.grad(objective)(logits)
+    grad = jax.jit(jax.grad(objective))(logits)
     assert np.all(np.asarray(grad[7:]) == 0)
     assert np.all(np.asarray(grad[:7]) != 0)
 
 
 @every_case
 def test_metrics_of_two_halves_add_up_to_those_of_the_whole(task, logits, batch):
-    whole = task.metrics(Output(logits), batch)
+    whole = measure(task, logits, batch)
     parts = [
-        task.metrics(Output(logits[s]), {k: v[s] for k, v in batch.items()})
+        measure(task, logits[s], {k: v[s] for k, v in batch.items()})
         for s in (slice(0, 5), slice(5, B))
     ]
     for name, (total, weight) in whole.items():
@@ -217,9 +222,9 @@ def test_packed_documents_count_as_the_same_documents_apart():
     """Labels are the next tokens of the stream, so the first document loses its last one."""
     task = language_modeling(TOKENS)
     packed = {"labels": NEXT[:1], "segments": jnp.asarray([[1, 1, 1, 1, 2, 2]], jnp.int32)}
-    together = task.metrics(Output(TOKEN_LOGITS[:1]), packed)
+    together = measure(task, TOKEN_LOGITS[:1], packed)
     apart = [
-        task.metrics(Output(TOKEN_LOGITS[:1, s]), {"labels": NEXT[:1, s]})
+        measure(task, TOKEN_LOGITS[:1, s], {"labels": NEXT[:1, s]})
         for s in (slice(0, 3), slice(4, 6))
     ]
     for name, (total, weight) in together.items():
