@@ -173,7 +173,7 @@ def _labels(axes: "Axes", lines: list[Line]) -> None:
         end = axes.transData.transform((0, finite[-1]))[1]
         ends.append(axes.transAxes.inverted().transform((0, end))[1])
     gap = (22 if two else 11) / 168
-    for line, place in zip(lines, spread(ends, gap), strict=True):
+    for line, place in zip(lines, spread(ends, gap, low=0.05), strict=True):
         colour = _LINES[line.slot % COLOURS]
         text = line.label if len(line.label) <= _LABEL else line.label[: _LABEL - 1] + "…"
         if not two:
@@ -185,8 +185,8 @@ def _labels(axes: "Axes", lines: list[Line]) -> None:
         axes.text(1.03, place - 0.005, value, color=_MUTED, va="top", fontsize=8, **style)
 
 
-def spread(places: list[float], gap: float) -> list[float]:
-    """Moves places between 0 and 1 apart to at least `gap`, as little and in order as possible.
+def spread(places: list[float], gap: float, low: float = 0.0) -> list[float]:
+    """Moves places between `low` and 1 apart by `gap` at least, in order and as little as possible.
 
     Example:
         >>> [round(place, 2) for place in spread([0.5, 0.52, 0.9], 0.1)]
@@ -195,18 +195,18 @@ def spread(places: list[float], gap: float) -> list[float]:
     order = sorted(range(len(places)), key=lambda index: places[index])
 
     def inside(centre: float, count: int) -> float:
-        reach = min(gap * (count - 1) / 2, 0.5)
-        return min(max(centre, reach), 1 - reach)
+        reach = min(gap * (count - 1) / 2, (1 - low) / 2)
+        return min(max(centre, low + reach), 1 - reach)
 
     groups: list[tuple[float, int]] = []  # of neighbours that touch: centre, count
     for index in order:
         groups.append((inside(places[index], 1), 1))
         while len(groups) > 1:
-            (low, below), (high, above) = groups[-2:]
-            if high - low >= gap * (below + above) / 2 - 1e-9:
+            (lower, below), (upper, above) = groups[-2:]
+            if upper - lower >= gap * (below + above) / 2 - 1e-9:
                 break
             count = below + above
-            groups[-2:] = [(inside((low * below + high * above) / count, count), count)]
+            groups[-2:] = [(inside((lower * below + upper * above) / count, count), count)]
     settled = [
         centre + gap * (place - (count - 1) / 2)
         for centre, count in groups

@@ -22,6 +22,19 @@ def number(value: float | int | None, digits: int = 4, missing: str = DASH) -> s
     return f"{value:.{max(digits - 1 - max(magnitude, -1), 0)}f}"
 
 
+def signed(value: float | None) -> str:
+    """A difference: `number` with its sign, also a plus, and a true minus.
+
+    Example:
+        >>> signed(0.5), signed(-0.5), signed(0.0)
+        ('+0.5000', '−0.5000', '0')
+    """
+    text = number(value)
+    if value is not None and value > 0:
+        return f"+{text}"
+    return text.replace("-", "−", 1) if text.startswith("-") else text  # noqa: RUF001
+
+
 def with_decimals(value: float | None, like: float | None, digits: int = 4) -> str:
     """A number with as many decimals as `number` gives another one: a spread beside its mean."""
     text = number(like, digits)

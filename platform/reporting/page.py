@@ -129,6 +129,7 @@ def _environment() -> Any:
     )
     environment.filters.update(
         number=formats.number,
+        signed=formats.signed,
         with_decimals=formats.with_decimals,
         duration=formats.duration,
         size=formats.size,

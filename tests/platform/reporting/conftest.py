@@ -45,7 +45,7 @@ def make_records(seeds=SEEDS, steps=600, gain=0.0):
     entries = []
     for step in range(10, steps + 1, 10):
         for seed in seeds:
-            rng = np.random.default_rng((seed, step))
+            rng = np.random.default_rng((seed, step, round(gain * 1e4)))
             noise = rng.normal(0, 0.12)
             loss = (2.3 * math.exp(-step / 70) + 0.012) * math.exp(noise)
             accuracy = 1 - 0.9 * math.exp(-step / 90) - 0.004 * abs(rng.normal())
@@ -59,7 +59,7 @@ def make_records(seeds=SEEDS, steps=600, gain=0.0):
                 entries.append(records.record(step, "validation", "loss", held_out, seed, now))
                 entries.append(records.record(step, "validation", "accuracy", right, seed, now))
     for seed in seeds:
-        rng = np.random.default_rng(seed)
+        rng = np.random.default_rng((seed, round(gain * 1e4)))
         entries.append(
             records.record(steps, "test", "accuracy", 0.977 + gain + 0.002 * rng.normal(), seed)
         )

@@ -66,13 +66,11 @@ def test_a_report_follows_the_readers_light_or_dark_theme(finished_run):
 @pytest.mark.parametrize("last", range(6))
 def test_a_report_is_made_of_whatever_files_there_are(tmp_path, make, last):
     make.run(tmp_path / "run")
-    files = (
-        "result.json parameters.json manifest.json metrics.jsonl config.json status.json".split()
-    )
-    for name in files[: last + 1]:
-        (tmp_path / "run" / name).unlink()
+    for name in ("result", "parameters", "manifest", "config", "status", "metrics")[: last + 1]:
+        file = f"{name}.jsonl" if name == "metrics" else f"{name}.json"
+        (tmp_path / "run" / file).unlink()
     page = Page(report.build(tmp_path / "run"))
-    assert ("Nothing is recorded yet." in page.text) == (last >= 3)
+    assert ("Nothing is recorded yet." in page.text) == (last >= 5)
     assert "Newest numbers" in page.text
 
 
@@ -195,3 +193,4 @@ def test_labels_move_apart_in_order_and_stay_on_the_chart():
     assert min(np.diff(ordered)) >= 0.1 - 1e-9
     assert max(found) <= 1.0
     assert found[3] == pytest.approx(0.1)
+    assert charts.spread([0.0, 0.01], 0.2, low=0.1) == pytest.approx([0.1, 0.3])
