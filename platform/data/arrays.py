@@ -1,7 +1,9 @@
 """The user's own arrays, from an .npz file, a folder of .npy files, or straight from Python."""
 
+import contextlib
 import zipfile
-from collections.abc import Mapping
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -39,7 +41,7 @@ def arrays(
     """
     place = Path(path).expanduser()
     if place.is_dir():
-        found = {file.stem: _load(file, "r") for file in sorted(place.glob("*.npy"))}
+        found = {file.stem: _map_npy(file) for file in sorted(place.glob("*.npy"))}
     elif place.is_file():
         found = _load_npz(place)
     else:
@@ -196,27 +198,31 @@ def _outputs(splits: Mapping[str, Mapping[str, np.ndarray]], classes: int, where
 
 
 def _load_npz(path: Path) -> dict[str, np.ndarray]:
-    loaded = _load(path, None)
-    if isinstance(loaded, np.ndarray):
-        raise UserError(f"{path} is a single array: give an .npz file or a folder of .npy files")
-    with loaded:
-        try:
-            return {name: loaded[name] for name in loaded.files}
-        except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-            raise _unusable(path, error) from error
+    with path.open("rb") as file, _named(path):
+        loaded = np.load(file, allow_pickle=False)
+        if isinstance(loaded, np.ndarray):
+            raise UserError(
+                f"{path} is a single array: give an .npz file or a folder of .npy files"
+            )
+        return {name: loaded[name] for name in loaded.files}
 
 
-def _load(path: Path, mode: str | None):
+def _map_npy(path: Path) -> np.ndarray:
+    with _named(path):
+        return np.load(path, mmap_mode="r", allow_pickle=False)
+
+
+@contextlib.contextmanager
+def _named(path: Path) -> Iterator[None]:
+    """Turns what numpy raises for a file into an error that names the file."""
     try:
-        return np.load(path, mmap_mode=mode, allow_pickle=False)
-    except (ValueError, OSError, EOFError, zipfile.BadZipFile) as error:
-        raise _unusable(path, error) from error
-
-
-def _unusable(path: Path, error: Exception) -> UserError:
-    if "pickle" in str(error).lower():
-        return UserError(
-            f"{path} holds pickled Python objects, which are not loaded because they can run code: "
-            "save plain arrays of numbers"
-        )
-    return UserError(f"{path} can't be read as numpy arrays ({error}): it may be damaged")
+        yield
+    except (ValueError, OSError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+        if "pickle" in str(error).lower() or "python objects" in str(error).lower():
+            raise UserError(
+                f"{path} holds pickled Python objects, which are not loaded because they can run "
+                "code: save plain arrays of numbers"
+            ) from error
+        raise UserError(
+            f"{path} can't be read as numpy arrays ({error}): it may be damaged"
+        ) from error

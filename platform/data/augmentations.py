@@ -1,8 +1,9 @@
 """Augmentations: pure functions `(key, batch) -> batch` that run inside the jitted step.
 
 A factory takes the data's spec and its options. All draws have the shape of the global batch, so
-they don't depend on the number of devices (the products of `mixup` may, in the last bit). Images are float32 [B, H, W, C]; one letter each:
-`B` batch, `H` height, `W` width, `C` channels or classes.
+they don't depend on the number of devices (the products of `mixup` may, in the last bit). Images
+are float32 [B, H, W, C]; one letter each: `B` batch, `H` height, `W` width, `C` channels or
+classes.
 """
 
 from collections.abc import Callable
