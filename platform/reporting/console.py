@@ -150,8 +150,9 @@ def _bar(run: RunInfo, stream: TextIO) -> Writer:
         pace.add(records)
         for (step, split), group in _groups(records).items():
             words = describe(group)
-            shown = {"values": words} if split == "train" else {}
-            if split != "train":
+            if split == "train":
+                bar.update(task, values=words)
+            else:
                 line = f"{_where(run, step)}  {split:<10}  {words}"
                 bar.console.print(line, markup=False, highlight=False)
             bar.update(
@@ -159,7 +160,6 @@ def _bar(run: RunInfo, stream: TextIO) -> Writer:
                 completed=step,
                 where=_where(run, step),
                 speed=pace.describe(run, step),
-                **shown,
             )
 
     return Writer(write, lambda: None, bar.stop)

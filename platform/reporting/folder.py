@@ -47,7 +47,7 @@ class RunRow(NamedTuple):
         final: {name: {"mean", "std", "values"}} of `result.json`; of the newest records where the
             run has no result.
         start: when it began, ISO 8601.
-        seconds: how long it took or has taken until now; None where unknown.
+        seconds: the time of the last record, over all sessions; None without records.
         message: the status's message, or what can't be read.
     """
 
@@ -265,19 +265,9 @@ def _row(top: Any, folder: Any) -> RunRow:
         steps=config.get("steps"),
         final=final if isinstance(final, dict) else records.summarise(entries),
         start=str(status.get("start", "")),
-        seconds=seconds_between(status.get("start"), status.get("end"))
-        or max((entry.time for entry in entries), default=None),
+        seconds=max((entry.time for entry in entries), default=None),
         message=str(status.get("message", "")),
     )
-
-
-def seconds_between(start: Any, end: Any) -> float | None:
-    """Seconds between two ISO 8601 times, or None where one is missing or is no such time."""
-    try:
-        begin = datetime.datetime.fromisoformat(start)
-        return (datetime.datetime.fromisoformat(end) - begin).total_seconds()
-    except (TypeError, ValueError):
-        return None
 
 
 def _lock_path(workdir: PathLike) -> pathlib.Path:

@@ -108,7 +108,7 @@ def _real(data: Any) -> float | int | None:
 
 @functools.cache
 def _style() -> Any:
-    return markup(_text("style.css"))
+    return markup(_text("style.css") or "")
 
 
 def _text(name: str) -> str | None:

@@ -144,13 +144,13 @@ def show(table: Table, stream: TextIO | None = None) -> None:
         table: the table.
         stream: where to; None is `sys.stdout`.
     """
-    stream = stream or sys.stdout
-    if is_terminal(stream):
+    target: TextIO = sys.stdout if stream is None else stream
+    if is_terminal(target):
         from rich.console import Console
 
-        Console(file=stream).print(_drawn(table))
+        Console(file=target).print(_drawn(table))
     else:
-        stream.write(text(table))
+        target.write(text(table))
 
 
 def _drawn(table: Table) -> Any:
