@@ -45,7 +45,9 @@ def options(factory: Callable) -> dict[str, Option]:
         keys = list(parameters)
     else:
         keys = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
-    return {p.name: Option(Any if p.annotation is MISSING else p.annotation, p.default) for p in keys}
+    return {
+        p.name: Option(Any if p.annotation is MISSING else p.annotation, p.default) for p in keys
+    }
 
 
 class Kind(NamedTuple):
@@ -105,9 +107,7 @@ def resolve(
     for key in config:
         if key not in known:
             problems.append(_unknown(key, known))
-    _bind(
-        {k: v for k, v in config.items() if k in settings}, settings, "", resolved, problems
-    )
+    _bind({k: v for k, v in config.items() if k in settings}, settings, "", resolved, problems)
     for key, factory in schema.blocks.items():
         block = _block(config, key, problems)
         resolved[key] = {}
@@ -145,8 +145,10 @@ def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[
     """
     if ":" not in name:
         if name not in table:
-            raise UserError(f"{kind}.name = {name!r} is unknown{_nearest(name, table)}: "
-                            f"one of {_listing(table)}, or 'package.module:factory'")
+            raise UserError(
+                f"{kind}.name = {name!r} is unknown{_nearest(name, table)}: "
+                f"one of {_listing(table)}, or 'package.module:factory'"
+            )
         return table[name]
     module_name, _, attribute = name.partition(":")
     package = module_name.partition(".")[0]
@@ -247,7 +249,11 @@ def _typed(value: Any, wanted: Any) -> Any:
             return tuple(_typed(v, arguments[0]) for v in value)
         if arguments and len(arguments) != len(value):
             raise TypeError
-        return tuple(_typed(v, a) for v, a in zip(value, arguments, strict=True)) if arguments else value
+        return (
+            tuple(_typed(v, a) for v, a in zip(value, arguments, strict=True))
+            if arguments
+            else value
+        )
     if wanted in (Mapping, dict, ConfigDict) or origin in (Mapping, dict):
         if isinstance(value, Mapping):
             return dict(value)
@@ -283,7 +289,9 @@ def _unknown(key: str, known, prefix: str = "") -> str:
 def _problems(problems: Sequence[str]) -> UserError:
     if len(problems) == 1:
         return UserError(f"config: {problems[0]}")
-    return UserError(f"config: {len(problems)} mistakes\n" + "\n".join(f"  - {p}" for p in problems))
+    return UserError(
+        f"config: {len(problems)} mistakes\n" + "\n".join(f"  - {p}" for p in problems)
+    )
 
 
 def _not_plain(value: Any, path: str) -> Iterator[str]:
@@ -305,8 +313,10 @@ def _not_plain(value: Any, path: str) -> Iterator[str]:
     elif isinstance(value, float) and not math.isfinite(value):
         yield f"{where} = {value} is not finite, which JSON can't hold"
     elif not isinstance(value, bool | int | float | str):
-        yield (f"{where} is {type(value).__name__}: a config holds numbers, strings, booleans, "
-               "tuples and nested blocks only")
+        yield (
+            f"{where} is {type(value).__name__}: a config holds numbers, strings, booleans, "
+            "tuples and nested blocks only"
+        )
 
 
 # --- JSON ----------------------------------------------------------------------------------------
@@ -380,8 +390,9 @@ def describe_difference(differences: Mapping[str, tuple[Any, Any]]) -> str:
 
 def experiments_folder() -> Path:
     """Returns the folder of the shipped experiments."""
-    (root,) = importlib.import_module("lamina.experiments").__path__
-    return Path(root)
+    # A namespace package may have several entries, and an editable install adds one of its own.
+    entries = map(Path, importlib.import_module("lamina.experiments").__path__)
+    return next(path for path in entries if path.is_dir())
 
 
 def shipped_experiments() -> dict[str, Path]:
@@ -404,8 +415,9 @@ def load(reference: str) -> tuple[ConfigDict, Path]:
         UserError: there is no such file or experiment, or it doesn't give a config.
     """
     if not reference:
-        raise UserError("--config is empty: give a file or one of "
-                        + _listing(shipped_experiments()))
+        raise UserError(
+            "--config is empty: give a file or one of " + _listing(shipped_experiments())
+        )
     name, _, argument = reference.partition(":")
     path = _find(name)
     if path.suffix == ".json":
@@ -428,8 +440,9 @@ def load(reference: str) -> tuple[ConfigDict, Path]:
     try:
         config = get_config(argument) if argument else get_config()
     except Exception as error:
-        raise UserError(f"{path}: get_config({argument!r}) failed: "
-                        f"{type(error).__name__}: {error}") from error
+        raise UserError(
+            f"{path}: get_config({argument!r}) failed: {type(error).__name__}: {error}"
+        ) from error
     if not isinstance(config, ConfigDict | FrozenConfigDict | Mapping):
         raise UserError(f"{path}: get_config() gave {type(config).__name__}, not a ConfigDict")
     return ConfigDict(thaw(config)), path
@@ -447,8 +460,10 @@ def _find(name: str) -> Path:
     bare = [p for n, p in shipped.items() if n.rpartition("/")[2] == name]
     if len(bare) == 1:
         return bare[0]
-    raise UserError(f"--config: {name!r} is neither a .py or .json file nor a shipped experiment"
-                    f"{_nearest(name, shipped)}: one of {_listing(shipped)}")
+    raise UserError(
+        f"--config: {name!r} is neither a .py or .json file nor a shipped experiment"
+        f"{_nearest(name, shipped)}: one of {_listing(shipped)}"
+    )
 
 
 def override(config: ConfigDict, key: str, text: str) -> None:
@@ -471,8 +486,10 @@ def override(config: ConfigDict, key: str, text: str) -> None:
             raise UserError(f"--config.{key}: {'.'.join(parents[: i + 1])} is a value, not a block")
     current = block.get(last)
     if isinstance(current, ConfigDict):
-        raise UserError(f"--config.{key}={text}: {key} is a block; set one of "
-                        + _listing(f"{key}.{k}" for k in current))
+        raise UserError(
+            f"--config.{key}={text}: {key} is a block; set one of "
+            + _listing(f"{key}.{k}" for k in current)
+        )
     value = text if isinstance(current, str) else _literal(text)
     if isinstance(current, tuple) and not isinstance(value, tuple):
         value = (value,)

@@ -39,7 +39,9 @@ def create(
     count = len(devices)
     for name, size in sizes.items():
         if size == 0 or size < -1:
-            raise ValueError(f"mesh.{name} = {size} should be a positive number, or -1 for the rest")
+            raise ValueError(
+                f"mesh.{name} = {size} should be a positive number, or -1 for the rest"
+            )
     unknown = [name for name, size in sizes.items() if size == -1]
     if len(unknown) > 1:
         raise ValueError(f"mesh: only one axis may be -1, not {' and '.join(unknown)}")

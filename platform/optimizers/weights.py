@@ -28,8 +28,7 @@ def eval_params(name: str, optimizer_state: Any, params: Any) -> Any:
     References:
         Defazio et al., The Road Less Scheduled, https://arxiv.org/abs/2405.15682
     """
-    is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)
-    states = [s for s in jax.tree.leaves(optimizer_state, is_leaf=is_free) if is_free(s)]
+    states = _averages(optimizer_state)
     if not states:
         return params
     if len(states) > 1 or jax.tree.structure(states[0].z) != jax.tree.structure(params):
@@ -38,3 +37,13 @@ def eval_params(name: str, optimizer_state: Any, params: Any) -> Any:
             "that covers all parameters"
         )
     return contrib.schedule_free_eval_params(states[0], params)
+
+
+def keeps_average(optimizer_state: Any) -> bool:
+    """Returns whether `eval_params` needs the optimizer's state (which may be abstract)."""
+    return bool(_averages(optimizer_state))
+
+
+def _averages(optimizer_state: Any) -> list[contrib.ScheduleFreeState]:
+    is_free = lambda node: isinstance(node, contrib.ScheduleFreeState)
+    return [s for s in jax.tree.leaves(optimizer_state, is_leaf=is_free) if is_free(s)]

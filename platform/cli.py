@@ -1,0 +1,84 @@
+"""The command line: `lamina run`, `check`, `list`, `compare`, `report` and `export`.
+
+Only what a command needs is imported: `lamina --help` loads neither jax nor ml_collections.
+"""
+
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+
+from lamina.platform.errors import LaminaError
+
+COMMANDS = {
+    "run": ("lamina.platform.commands.run", "trains, or goes on with a run that was stopped"),
+    "check": ("lamina.platform.commands.check", "builds everything without computing anything"),
+    "list": ("lamina.platform.commands.list", "shows shipped experiments and finished runs"),
+    "compare": ("lamina.platform.commands.compare", "puts runs side by side in one HTML file"),
+    "report": ("lamina.platform.commands.report", "writes a run's report.html again"),
+    "export": ("lamina.platform.commands.export", "writes a trained model to one file"),
+}
+"""Command to (module with `main(arguments)` and `USAGE`, one-line description)."""
+
+USAGE = """Lamina: experiments in JAX, from a config to a report.
+
+  lamina run --config=quickstart --workdir=runs/quickstart
+  lamina check --config=PATH_OR_NAME[:ARG] [--config.key=value ...]
+
+Commands (lamina COMMAND --help tells more):
+{commands}
+
+Exit codes: 0 done, 2 your mistake, 3 diverged, 75 interrupted and resumable, 1 our bug."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs the command line.
+
+    Args:
+        arguments: without the program's name; default: the process's.
+
+    Returns:
+        The exit code.
+    """
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    if not arguments or arguments[0] in ("--help", "-h", "help", "--helpfull"):
+        print(usage())
+        return 0 if arguments else 2
+    if arguments[0] == "--version":
+        from importlib import metadata
+
+        print(f"lamina {metadata.version('lamina')}")
+        return 0
+    name, *rest = arguments
+    if name not in COMMANDS:
+        import difflib
+
+        close = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f" (did you mean {close[0]!r}?)" if close else ""
+        print(f"lamina: there is no command {name!r}{hint}\n\n{usage()}", file=sys.stderr)
+        return 2
+    try:
+        module = importlib.import_module(COMMANDS[name][0])
+        if "--help" in rest or "-h" in rest:
+            print(module.USAGE)
+            return 0
+        return module.main(rest)
+    except LaminaError as error:
+        print(f"lamina {name}: {error}", file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        return 128 + signal.SIGINT
+    except BrokenPipeError:  # the reader of our output has gone, as in `lamina list | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def usage() -> str:
+    """Returns the help text."""
+    lines = [f"  {name:<8} {about}" for name, (_, about) in COMMANDS.items()]
+    return USAGE.format(commands="\n".join(lines))
+
+
+if __name__ == "__main__":
+    sys.exit(main())

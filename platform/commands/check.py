@@ -1,0 +1,96 @@
+"""`lamina check`: builds everything abstractly and says what a run would be, computing nothing."""
+
+from collections.abc import Sequence
+from typing import Any
+
+from lamina.platform.commands import arguments as parsing
+from lamina.platform.commands.arguments import CONFIG_FLAGS, Flag
+from lamina.platform.errors import UserError
+
+FLAGS = {
+    **CONFIG_FLAGS,
+    "workdir": Flag("", "a run folder: whether this config could go on there"),
+    "compile": Flag(True, "whether to compile a step, for the memory of activations"),
+}
+
+USAGE = f"""lamina check --config=PATH_OR_NAME[:ARG] [--config.key=value ...]
+
+Prints the resolved config, the parameters with their shapes, dtypes and shardings, bytes per
+device, steps, epochs and FLOPs. Nothing is computed and nothing written. Where the data set isn't
+on this machine, its `stand_in` is taken.
+
+{parsing.describe_flags(FLAGS)}"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    given = parsing.parse("check", arguments, FLAGS)
+    parsing.no_positional("check", given)
+    config, original, trust = parsing.load_config(given)
+
+    from lamina.platform import config as configs
+    from lamina.platform import run as runs
+    from lamina.platform.reporting import tables
+    from lamina.platform.training import compiled, experiment
+
+    program = runs.find_program(config)
+    resolved = program.resolve(config, trust)
+    if given.flags["workdir"]:
+        runs.check_resumable(given.flags["workdir"], program, resolved)
+    print("Config\n" + _lines(configs, resolved, original, config))
+    dataset, missing = experiment.open_stand_in(resolved.data, trust)
+    if missing:
+        print(f"\nThe data set isn't here; its stand-in is taken. ({missing})")
+    parts = experiment.assemble(resolved, trust, dataset=dataset)
+    print("\nParameters")
+    tables.show(tables.parameter_table(compiled.parameter_rows(parts)))
+    print("\nRun")
+    for name, value in _figures(parts, given.flags["compile"]):
+        print(f"  {name:<34} {value}")
+    return 0
+
+
+def _lines(configs: Any, resolved: Any, original: Any, config: Any) -> str:
+    """Returns the resolved config, a key a line, with what isn't from the file marked."""
+    file, command = configs.flatten(original), configs.flatten(config)
+    lines = []
+    for key, value in configs.flatten(resolved).items():
+        if key in command and command[key] != file.get(key):
+            note = f"  <- command line (file: {file.get(key, 'default')!r})"
+        else:
+            note = "" if key in command else "  (default)"
+        lines.append(f"  {key} = {value!r}{note}")
+    return "\n".join(lines)
+
+
+def _figures(parts: Any, compile_step: bool) -> list[tuple[str, str]]:
+    from lamina.platform.training import compiled, flops, layout
+
+    c, train = parts.config, parts.dataset.splits["train"]
+    jitted, arguments = compiled.single_step(parts)
+    step_flops = flops.count(jitted, *arguments)
+    mesh = ", ".join(f"{name}={size}" for name, size in parts.mesh.shape.items())
+    devices = parts.mesh.devices.flat
+    params = (parts.state.params, parts.state.frozen)
+    rows: list[tuple[str, str]] = [
+        ("devices", f"{parts.mesh.size} x {devices[0].device_kind} ({mesh})"),
+        ("seeds", f"{tuple(c.seeds)} ({parts.seeds.lowering})"),
+        ("training examples", f"{len(train):,}"),
+        ("steps", f"{parts.steps:,}"),
+        ("epochs", f"{parts.steps * c.data.batch_size / len(train):.2f}"),
+        ("FLOPs per step", f"{step_flops:.3e}"),
+        ("FLOPs of the training", f"{step_flops * parts.steps:.3e}"),
+        ("parameters, bytes per device", f"{layout.bytes_per_device(params):,}"),
+        (
+            "optimizer state, bytes per device",
+            f"{layout.bytes_per_device(parts.state.optimizer_state):,}",
+        ),
+        ("train state, bytes per device", f"{layout.bytes_per_device(parts.state):,}"),
+    ]
+    if compile_step:
+        try:
+            program = compiled.compile_program(jitted, *arguments)
+        except Exception as error:
+            raise UserError(f"the step doesn't compile: {error}") from error
+        rows.append(("activations, bytes per device", f"{program.temporary_bytes:,}"))
+    return rows

@@ -1,0 +1,22 @@
+"""`lamina report`: writes a run's report.html again."""
+
+from collections.abc import Sequence
+
+from lamina.platform.commands import arguments as parsing
+from lamina.platform.errors import UserError
+
+USAGE = """lamina report DIR
+
+Writes DIR/report.html from what the run has recorded so far, and prints its path."""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    given = parsing.parse("report", arguments, {})
+    if len(given.positional) != 1:
+        raise UserError("lamina report takes one run folder")
+
+    from lamina.platform.reporting import report
+
+    print(report.render(given.positional[0]))
+    return 0

@@ -1,0 +1,81 @@
+"""`lamina run`: trains, or goes on with a run that was stopped."""
+
+import os
+from collections.abc import Sequence
+
+from lamina.platform.commands import arguments as parsing
+from lamina.platform.commands.arguments import CONFIG_FLAGS, Flag
+from lamina.platform.errors import DivergedError, InterruptedRun, UserError
+
+FLAGS = {
+    **CONFIG_FLAGS,
+    "workdir": Flag("", "the run folder (local or gs://); the same command resumes"),
+    "coordinator": Flag("", "HOST:PORT of process 0, for several processes started by hand"),
+    "num_processes": Flag(0, "how many processes there are"),
+    "process_id": Flag(-1, "which of them this is, from 0"),
+}
+
+USAGE = f"""lamina run --config=PATH_OR_NAME[:ARG] --workdir=DIR [--config.key=value ...]
+
+Runs an experiment. If DIR holds the same run, goes on where it was stopped; if that is done,
+prints its result.
+
+{parsing.describe_flags(FLAGS)}"""
+
+
+def main(arguments: Sequence[str]) -> int:
+    """Runs the command and returns its exit code."""
+    given = parsing.parse("run", arguments, FLAGS)
+    parsing.no_positional("run", given)
+    workdir = given.flags["workdir"]
+    if not workdir:
+        raise UserError("--workdir is missing: the folder for this run, such as runs/quickstart")
+    config, _, trust = parsing.load_config(given)
+    use_compilation_cache()
+    join(given.flags["coordinator"], given.flags["num_processes"], given.flags["process_id"])
+
+    from lamina.platform import run as runs
+    from lamina.platform.reporting import tables
+
+    result = runs.run(config, workdir, trust=trust)
+    if result.status == "interrupted":
+        raise InterruptedRun(result.message)
+    if result.status == "diverged":
+        raise DivergedError(result.message)
+    held_out = {k: v._asdict() for k, v in result.final.items() if not k.startswith("train/")}
+    tables.show(tables.result_table(held_out or result.summary["final"], result.seeds))
+    print(f"report: {os.path.join(result.workdir, 'report.html')}")
+    return 0
+
+
+def use_compilation_cache() -> None:
+    """Keeps compiled programs between runs, in `$LAMINA_CACHE` (default: `~/.cache/lamina`).
+
+    A setting of jax's own (`JAX_COMPILATION_CACHE_DIR`) goes before it.
+    """
+    import jax
+
+    if jax.config.jax_compilation_cache_dir is None:
+        default = os.path.join(os.path.expanduser("~"), ".cache", "lamina")
+        folder = os.environ.get("LAMINA_CACHE", default)
+        if folder:
+            jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "compiled"))
+            jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
+
+
+def join(coordinator: str, num_processes: int, process_id: int) -> None:
+    """Joins the other processes of a run whose processes are started by hand.
+
+    Raises:
+        UserError: only some of the three flags are given, or they don't fit each other.
+    """
+    if not coordinator and not num_processes and process_id < 0:
+        return
+    if not (coordinator and num_processes > 0 and 0 <= process_id < num_processes):
+        raise UserError(
+            "--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1 go together; got "
+            f"{coordinator!r}, {num_processes} and {process_id}"
+        )
+    import jax
+
+    jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)

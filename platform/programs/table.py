@@ -1,0 +1,29 @@
+"""The programs by name: `config.program` selects one."""
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+from lamina.platform.programs import train
+from lamina.platform.training import experiment
+
+
+class Program(NamedTuple):
+    """One kind of experiment.
+
+    Attributes:
+        resolve: `(config, trust)` to the whole config, checked.
+        prepare: `(config, trust, fresh)` to the parts of the run; it computes nothing and writes
+            nothing, so that what is wrong is found before there is a run folder.
+        run: `(parts, context)` to an `Outcome`.
+        changes: `(old config, new config)` to the differences that forbid to resume.
+    """
+
+    resolve: Callable[..., Any]
+    prepare: Callable[..., Any]
+    run: Callable[..., Any]
+    changes: Callable[..., Mapping[str, tuple[Any, Any]]]
+
+
+PROGRAMS: Mapping[str, Program] = {
+    "train": Program(experiment.resolve, train.prepare, train.train, train.forbidden_changes),
+}

@@ -1,0 +1,259 @@
+"""The program `train`: trains a model, and survives being killed.
+
+The order within the loop is fixed: dispatch a chunk of steps; write the records of the chunk before
+(whose numbers are ready by then); then, where they are due, evaluate, save, and look whether to
+stop. What is saved at a step thus always comes after all that was recorded up to that step, and a
+run that resumes there repeats neither.
+"""
+
+import contextlib
+import os
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import FrozenConfigDict
+
+from lamina.platform import config as configs
+from lamina.platform.checkpoints.store import open_store
+from lamina.platform.data.feed import Feed
+from lamina.platform.errors import InterruptedRun
+from lamina.platform.optimizers import schedules
+from lamina.platform.programs.context import Context, Outcome
+from lamina.platform.reporting import folder, records, storage, writers
+from lamina.platform.reporting.clock import Clock
+from lamina.platform.reporting.energy import Meter
+from lamina.platform.reporting.protocol import RunInfo, Writer
+from lamina.platform.training import compiled, evaluation, initial, loading, loop
+from lamina.platform.training.experiment import Experiment, assemble
+from lamina.platform.training.profiling import Profiler
+from lamina.platform.training.recorder import Recorder
+from lamina.platform.training.state import TrainState
+from lamina.sharding import rules as partition_rules
+
+FREE = (
+    "mesh",
+    "sharding",
+    "checkpoint",
+    "evaluation",
+    "log_every",
+    "profile",
+    "trackers",
+    "data.placement",
+    "data.workers",
+)
+"""Keys that may change between two sessions of a run: they don't change what is computed."""
+
+
+class Prepared(NamedTuple):
+    """A training run before its folder exists.
+
+    Attributes:
+        parts: the run's parts.
+        loaded: what `init_from` gives.
+    """
+
+    parts: Experiment
+    loaded: loading.Loaded
+
+
+def prepare(config: FrozenConfigDict, trust: Sequence[str], fresh: bool) -> Prepared:
+    """Builds the parts of a run, and loads what a fresh one starts from.
+
+    Raises:
+        UserError: the config doesn't fit the data, the devices, or what `init_from` names.
+    """
+    parts = assemble(config, trust)
+    if not fresh:
+        return Prepared(parts, loading.NOTHING)
+    whole = partition_rules.replicated(parts.mesh)
+    return Prepared(parts, loading.load(config, trust, parts.recipe.model, whole))
+
+
+def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Returns the differences between a run's config and a new one with which it can't go on.
+
+    What is in `FREE` may change, and the run may become longer where its schedule's past doesn't
+    depend on its length.
+    """
+    differences = {
+        key: values
+        for key, values in configs.difference(old, new).items()
+        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
+    }
+    steps = differences.get("steps")
+    longer = steps is not None and isinstance(steps[0], int) and 0 < steps[0] < steps[1]
+    if longer and schedules.extendable(old["schedule"]["name"]):
+        del differences["steps"]
+    return differences
+
+
+def train(prepared: Prepared, context: Context) -> Outcome:
+    """Trains as the config says, from the newest good checkpoint if there is one.
+
+    Args:
+        prepared: the parts of the run.
+        context: the run folder and what else a program is given.
+
+    Returns:
+        The result and the final state.
+
+    Raises:
+        UserError: no checkpoint is usable.
+        DivergedError: the loss of every seed became infinite or not a number.
+        InterruptedRun: a signal asked the run to stop; it has saved before.
+    """
+    parts = prepared.parts
+    config = parts.config
+    workdir = storage.as_path(context.workdir)
+    storage.write_json(workdir / folder.PARAMETERS, compiled.parameter_rows(parts))
+    with contextlib.ExitStack() as stack:
+        best = (config.checkpoint.best, config.checkpoint.mode) if config.checkpoint.best else None
+        store = open_store(
+            os.path.join(context.workdir, folder.CHECKPOINTS),
+            keep=config.checkpoint.keep,
+            keep_best=best,
+        )
+        stack.enter_context(contextlib.closing(store))
+        restored = store.restore(parts.state)
+        for note in restored.notes if restored else ():
+            context.say(note)
+        saved = restored.extra if restored else {}
+        start = restored.step if restored else 0
+        if restored:
+            context.say(f"continues after step {start} of {parts.steps}")
+        clock, meter = Clock(saved.get("clock")), Meter(saved.get("joules"))
+        history = records.cut(workdir / folder.METRICS, start)
+        log = open_log(parts, context, start)
+        stack.callback(log.close)
+
+        with clock.phase("compile"):
+            feed = initial.open_feed(parts)
+            stack.callback(feed.close)
+            program = compiled.train_program(parts, feed)
+            evaluators = evaluation.open_evaluators(parts)
+            for evaluator in evaluators:
+                stack.callback(evaluator.feed.close)
+            state = restored.state if restored else initial.create(parts, prepared.loaded)
+        recorder = Recorder(
+            parts, prepared.loaded, context.say, clock, meter, store, log, history, evaluators
+        )
+        state = train_loop(recorder, program, feed, state, start, context)
+        return finish(recorder, state, context)
+
+
+def open_log(parts: Experiment, context: Context, start: int) -> Writer:
+    """Opens all that records are written to."""
+    c = parts.config
+    info = RunInfo(
+        workdir=context.workdir,
+        seeds=c.seeds,
+        steps=parts.steps,
+        start_step=start,
+        examples_per_step=c.data.batch_size * parts.seeds.count,
+        config=configs.thaw(c),
+        process_index=jax.process_index(),
+    )
+    names = ["jsonl", *(["console"] if context.console else []), *c.trackers]
+    return writers.open_writers(info, {name: {} for name in names})
+
+
+def train_loop(
+    recorder: Recorder,
+    program: compiled.Program,
+    feed: Feed,
+    state: TrainState,
+    start: int,
+    context: Context,
+) -> TrainState:
+    """Trains to the last step, or until a signal, divergence or early stopping.
+
+    Args:
+        recorder: writes, evaluates and saves.
+        program: a chunk of steps.
+        feed: the training data.
+        state: after `start` steps; it is donated.
+        start: steps already done.
+        context: the run folder and the stop request.
+
+    Returns:
+        The state after the last step.
+    """
+    parts = recorder.parts
+    c, length = parts.config, parts.config.steps_per_call
+    cadences = {"record": c.log_every, "checkpoint": c.checkpoint.every}
+    cadences |= {evaluator.name: evaluator.every for evaluator in recorder.evaluators}
+    plan = list(loop.chunks(start, parts.steps, length, cadences))
+    if not plan or recorder.stops_early():
+        return state
+    whole = partition_rules.replicated(parts.mesh)
+    counts = {n: jax.device_put(np.int32(n), whole) for n in {chunk.count for chunk in plan}}
+    abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
+    profiler = Profiler(c.profile, context.workdir)
+    pending = None
+    with recorder.clock.phase("train"), contextlib.closing(profiler):
+        for chunk in plan:
+            profiler.enter(chunk)
+            with recorder.clock.phase("data"):
+                rows = compiled.put(feed.read(chunk.first, length), abstract)
+            with jax.transfer_guard("disallow"):
+                state, summary = program.call(state, feed.constants, rows, counts[chunk.count])
+            if pending:
+                recorder.record(*pending)
+            pending = (chunk, summary) if "record" in chunk.due else None
+            stop = context.stop.agreed(chunk.end)
+            if chunk.due <= {"record"} and not stop:
+                continue
+            if pending:
+                recorder.record(*pending)
+                pending = None
+            recorder.evaluate(chunk.end, chunk.due, state)
+            if stop or "checkpoint" in chunk.due:
+                recorder.check_divergence(jax.device_get(summary["nonfinite_step"]))
+                recorder.save(chunk.end, state)
+            if stop and chunk.end < parts.steps:
+                recorder.store.wait()
+                raise InterruptedRun(
+                    f"stopped by {context.stop.signal or 'another process'} after step {chunk.end} "
+                    f"of {parts.steps}: the same command resumes"
+                )
+            if recorder.stops_early():
+                break
+    return state
+
+
+def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
+    """Evaluates all splits on the final state, saves it, and makes the result."""
+    parts, c = recorder.parts, recorder.parts.config
+    step = int(np.ravel(jax.device_get(state.step))[0])
+    recorder.evaluate(step, frozenset(e.name for e in recorder.evaluators), state)
+    recorder.save(step, state)
+    recorder.store.wait()
+    totals = recorder.clock.totals()
+    seconds = sum(totals.values()) - totals.get("compile", 0.0)
+    training = totals.get("train", 0.0) + totals.get("data", 0.0)
+    per_second = step / training if training else 0.0
+    examples = c.data.batch_size * parts.seeds.count
+    result = {
+        "final": records.summarise(recorder.history, seeds=c.seeds),
+        "steps": step,
+        "epochs": step * c.data.batch_size / len(parts.dataset.splits["train"]),
+        "seconds": seconds,
+        "compile_seconds": totals.get("compile", 0.0),
+        "steps_per_second": per_second,
+        "examples_per_second": per_second * examples,
+        "energy_joules": recorder.meter.update(),
+        "phases": totals,
+        "diverged": {str(seed): bad for seed, bad in recorder.diverged.items()},
+        "stopped_early": step < parts.steps,
+        "throughput": {
+            "steps_per_second": per_second,
+            "examples_per_second": per_second * examples,
+            "seconds": seconds,
+            "compile_seconds": totals.get("compile", 0.0),
+            "phases": totals,
+            "joules": recorder.meter.update(),
+        },
+    }
+    return Outcome(storage.plain(result), state)

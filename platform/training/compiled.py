@@ -1,0 +1,207 @@
+"""The run's compiled programs: each is jitted here, once, with its shardings and donation."""
+
+import time
+from collections.abc import Callable
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamina.platform.data.feed import Feed
+from lamina.platform.training import layout, step
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.state import Metrics, TrainState
+from lamina.sharding import rules as partition_rules
+
+
+class Program(NamedTuple):
+    """A compiled program. It can't compile again: other shapes are an error.
+
+    Attributes:
+        call: runs it.
+        seconds: that tracing and compiling took.
+        flops: of one call as XLA counts them (the body of a loop once), or 0 where it doesn't.
+        temporary_bytes: memory per device besides arguments and results.
+    """
+
+    call: Callable[..., Any]
+    seconds: float
+    flops: float
+    temporary_bytes: int
+
+
+def compile_program(jitted: Any, *arguments: Any) -> Program:
+    """Compiles a jitted function for `arguments` (arrays or `jax.ShapeDtypeStruct`s)."""
+    start = time.perf_counter()
+    compiled = jitted.lower(*arguments).compile()
+    seconds = time.perf_counter() - start
+    costs = compiled.cost_analysis() or {}
+    memory = compiled.memory_analysis()
+    temporary = int(memory.temp_size_in_bytes) if memory is not None else 0
+    return Program(compiled, seconds, float(costs.get("flops", 0.0)), temporary)
+
+
+def initialiser(experiment: Experiment) -> Callable[[Any, Any], TrainState]:
+    """Returns `(seeds uint32, (params, model state) that are loaded) -> state`, made sharded."""
+    recipe, seeds = experiment.recipe, experiment.seeds._replace(per_seed_rows=False)
+    create = seeds.lift(lambda seed, loaded: step.init(recipe, experiment.batch, seed, *loaded))
+
+    def initialise(values: jax.Array, loaded: Any) -> TrainState:
+        return seeds.join(create(seeds.split(values), loaded))
+
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
+    return jax.jit(initialise, out_shardings=shardings)
+
+
+def seed_values(experiment: Experiment) -> np.ndarray:
+    """Returns the seeds' values, uint32: [S], or [] for a single seed."""
+    values = np.asarray(experiment.config.seeds, np.uint32)
+    return values[0] if experiment.seeds.count == 1 else values
+
+
+def train_program(experiment: Experiment, feed: Feed) -> Program:
+    """Returns `(state, constants, rows, count) -> (state, summary)`; the state is donated."""
+    length = experiment.config.steps_per_call
+    chunk = partial(
+        step.train_chunk,
+        experiment.recipe,
+        experiment.seeds,
+        constrained(experiment, feed, experiment.seeds.per_seed_rows),
+        length,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
+    whole = partition_rules.replicated(experiment.mesh)
+    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, whole))
+    rows = abstract_rows(experiment, feed.read(0, length), experiment.seeds.per_seed_rows)
+    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
+    return compile_program(jitted, experiment.state, feed.constants, rows, count)
+
+
+def single_step(experiment: Experiment) -> tuple[Any, tuple[Any, Any]]:
+    """Returns the jitted step on a whole batch, and its abstract arguments: to analyse, not to run.
+
+    The arguments are the state and the batch, both sharded as in a run.
+    """
+    plan, recipe = experiment.seeds, experiment.recipe
+    one = lambda state, batch: step.train_step(recipe, state, batch, jnp.bool_(True))
+    lifted = plan.lift(one, "seed")
+    leading = 1 if plan.per_seed_rows else 0
+    sharding = partition_rules.batch_sharding(experiment.mesh, leading)
+    shape = lambda leaf: (plan.count, *leaf.shape) if leading else leaf.shape
+    batch = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(shape(leaf), leaf.dtype, sharding=sharding),
+        experiment.batch,
+    )
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
+    jitted = jax.jit(
+        lambda state, batch: plan.join(lifted(plan.split(state), batch)),
+        donate_argnums=0,
+        out_shardings=shardings,
+    )
+    return jitted, (experiment.state, batch)
+
+
+def evaluation_program(experiment: Experiment, feed: Feed, length: int) -> Program:
+    """Returns `(totals, state, constants, rows) -> totals` over `length` batches."""
+    chunk = partial(
+        step.evaluate_chunk,
+        experiment.recipe,
+        experiment.seeds,
+        constrained(experiment, feed, per_seed=False),
+    )
+    whole = partition_rules.replicated(experiment.mesh)
+    jitted = jax.jit(chunk, out_shardings=whole)
+    rows = abstract_rows(experiment, feed.read(0, length), per_seed=False)
+    totals = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
+        evaluation_totals(experiment, feed, rows),
+    )
+    return compile_program(jitted, totals, experiment.state, feed.constants, rows)
+
+
+def evaluation_totals(experiment: Experiment, feed: Feed, rows: Any) -> Metrics:
+    """Returns the metrics' sums, with the seed axis, as `jax.ShapeDtypeStruct`s."""
+    recipe, count = experiment.recipe, experiment.seeds.count
+
+    def one(constants: Any, rows: Any) -> Metrics:
+        batch = feed.select(constants, jax.tree.map(lambda r: r[0], rows))
+        params, model_state = recipe.model.init(jax.random.key(0))
+        return step.evaluate_batch(recipe, params, model_state, batch)
+
+    metrics = jax.eval_shape(one, feed.constants, rows)
+    leading = () if count == 1 else (count,)
+    return jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), jnp.float32), metrics
+    )
+
+
+def constrained(experiment: Experiment, feed: Feed, per_seed: bool) -> Callable[[Any, Any], Any]:
+    """Returns the feed's `select`, with the batch split over the mesh's batch axes.
+
+    Args:
+        experiment: the run's parts.
+        feed: whose `select`.
+        per_seed: whether the feed's batches have a leading seed axis.
+    """
+    if experiment.mesh.size == 1:
+        return feed.select
+    sharding = partition_rules.batch_sharding(experiment.mesh, int(per_seed))
+    return lambda constants, row: jax.lax.with_sharding_constraint(
+        feed.select(constants, row), sharding
+    )
+
+
+def abstract_rows(experiment: Experiment, rows: Any, per_seed: bool) -> Any:
+    """Returns the global `jax.ShapeDtypeStruct`s, with shardings, of what a feed has read."""
+    dimension = 2 if per_seed else 1
+    sharding = partition_rules.batch_sharding(experiment.mesh, dimension)
+    processes = jax.process_count()
+
+    def of(array: np.ndarray) -> jax.ShapeDtypeStruct:
+        shape = list(array.shape)
+        shape[dimension] *= processes
+        return jax.ShapeDtypeStruct(tuple(shape), array.dtype, sharding=sharding)
+
+    return jax.tree.map(of, rows)
+
+
+def put(rows: Any, abstract: Any) -> Any:
+    """Puts what this process has read on its devices, as its part of the global rows."""
+    if jax.process_count() == 1:
+        return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), rows, abstract)
+    return jax.tree.map(
+        lambda a, like: jax.make_array_from_process_local_data(like.sharding, a, like.shape),
+        rows,
+        abstract,
+    )
+
+
+def placed(tree: Any, abstract: Any) -> Any:
+    """Puts host values on the devices as `abstract` says."""
+    return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), tree, abstract)
+
+
+def parameter_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """Returns one row per parameter of one seed: path, shape, dtype, axes, sharding, bytes.
+
+    The bytes are those of all seeds on one device.
+    """
+    seed_axis = 1 if experiment.seeds.count > 1 else 0
+    axes = layout.flat(experiment.recipe.model.axes)
+    rows = []
+    for group in ("params", "frozen"):
+        for path, leaf in layout.flat(getattr(experiment.state, group)).items():
+            rows.append(
+                {
+                    "path": path,
+                    "shape": list(leaf.shape[seed_axis:]),
+                    "dtype": str(leaf.dtype),
+                    "axes": [a or "" for a in axes.get(path, ())],
+                    "sharding": ", ".join(str(a) for a in leaf.sharding.spec[seed_axis:] if a) or "whole",
+                    "bytes": layout.bytes_per_device(leaf),
+                    "trained": group == "params",
+                }
+            )
+    return rows

@@ -1,0 +1,100 @@
+"""Finds where a loss that is not finite comes from, by training to that step once more."""
+
+import contextlib
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamina.platform.checkpoints.store import Store
+from lamina.platform.errors import UserError
+from lamina.platform.training import compiled, initial, layout, loop, seeds, step
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.loading import Loaded
+from lamina.platform.training.state import TrainState, step_keys
+from lamina.sharding import rules as partition_rules
+
+
+def explain(parts: Experiment, loaded: Loaded, store: Store, seed: int, bad_step: int) -> str:
+    """Returns what first stopped being finite in step `bad_step`, and where.
+
+    The run is replayed to that step from its newest checkpoint before it (or from the start): order
+    and keys are functions of the step, so the replay computes the same numbers.
+
+    Args:
+        parts: the run's parts.
+        loaded: what it started from.
+        store: its checkpoints.
+        seed: the value of the seed that diverged.
+        bad_step: the step whose loss was not finite.
+    """
+    feed = initial.open_feed(parts)
+    with contextlib.closing(feed):
+        state = _state_before(parts, loaded, store, bad_step)
+        state = _replay(parts, feed, state, bad_step)
+        index = parts.config.seeds.index(seed)
+        one = seeds.take(state, parts.seeds.count, index)
+        row = jax.tree.map(lambda r: r[0], feed.read(bad_step, 1))
+        if parts.seeds.per_seed_rows:
+            row = jax.tree.map(lambda r: r[index], row)
+        batch = feed.select(feed.constants, jax.tree.map(jnp.asarray, row))
+        return f"seed {seed}: {_first_bad(parts, one, batch, bad_step)}"
+
+
+def _state_before(parts: Experiment, loaded: Loaded, store: Store, bad_step: int) -> TrainState:
+    with contextlib.suppress(UserError):
+        earlier = [s for s in store.steps() if s <= bad_step]
+        if earlier:
+            restored = store.restore(parts.state, max(earlier))
+            if restored is not None:
+                return restored.state
+    return initial.create(parts, loaded)
+
+
+def _replay(parts: Experiment, feed: Any, state: TrainState, stop: int) -> TrainState:
+    start = int(np.ravel(jax.device_get(state.step))[0])
+    if start == stop:
+        return state
+    length = parts.config.steps_per_call
+    program = compiled.train_program(parts, feed)
+    abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
+    whole = partition_rules.replicated(parts.mesh)
+    for chunk in loop.chunks(start, stop, length, {}):
+        rows = compiled.put(feed.read(chunk.first, length), abstract)
+        count = jax.device_put(np.int32(chunk.count), whole)
+        state, _ = program.call(state, feed.constants, rows, count)
+    return state
+
+
+def _first_bad(parts: Experiment, state: TrainState, batch: Any, bad_step: int) -> str:
+    """Returns a sentence that names the first array that isn't finite: data, weights, gradient."""
+    for name, array in sorted(batch.items()):
+        if not _finite(array):
+            return f"step {bad_step} is given {name!r} that are not finite: look at the data"
+    for path, leaf in sorted(layout.flat(state.params).items()):
+        if not _finite(leaf):
+            return (
+                f"the parameter {path} was not finite before step {bad_step}: the update of the "
+                "step before overflowed; lower optimizer.learning_rate, or set clip_norm"
+            )
+    for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer_state):
+        if jnp.issubdtype(leaf.dtype, jnp.floating) and not _finite(leaf):
+            where = partition_rules.path_name(path)
+            return f"the optimizer's {where} was not finite before step {bad_step}"
+    _, key = step_keys(state.seed, state.step)
+    grads, _, metrics, loss = jax.jit(lambda s, b: step.gradient(parts.recipe, s, b, key, 1.0))(
+        state, batch
+    )
+    bad = [path for path, leaf in sorted(layout.flat(grads).items()) if not _finite(leaf)]
+    shown = ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
+    return (
+        f"the loss of step {bad_step} is {float(loss)} though data and parameters were finite; "
+        + (f"gradients that are not finite: {shown}" if bad else "all gradients are finite")
+    )
+
+
+def _finite(array: jax.Array) -> bool:
+    if not jnp.issubdtype(array.dtype, jnp.floating):
+        return True
+    return bool(jnp.isfinite(array).all())

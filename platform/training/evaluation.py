@@ -1,0 +1,155 @@
+"""Evaluation of a split: each example counts exactly once, whatever the mesh."""
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+from lamina.platform import config as configs
+from lamina.platform.data import feed as feeds
+from lamina.platform.data.dataset import Dataset
+from lamina.platform.errors import UserError
+from lamina.platform.training import compiled, experiment, settings
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.state import TrainState
+from lamina.sharding import rules as partition_rules
+
+STREAMED_BATCHES = 16
+"""Batches in one dispatch where the split isn't held on the device: enough to hide the dispatch,
+few enough to hold in memory."""
+
+
+class Evaluator(NamedTuple):
+    """One split to evaluate.
+
+    Attributes:
+        name: the split's name in the records.
+        every: steps between evaluations; 0: at the end only.
+        feed: its batches.
+        program: sums the metrics of `length` batches.
+        length: batches in one call.
+        bytes_per_token: of text, or None.
+    """
+
+    name: str
+    every: int
+    feed: feeds.Feed
+    program: compiled.Program
+    length: int
+    bytes_per_token: float | None = None
+
+
+def open_evaluators(parts: Experiment) -> list[Evaluator]:
+    """Opens and compiles all that the config evaluates, in the order of the records.
+
+    They are the splits `validation` and `test` (where the data set has them) and the config's own
+    `evaluators`.
+
+    Raises:
+        UserError: an evaluator's block is wrong, or its data don't fit the model.
+    """
+    c = parts.config
+    batch_size = c.evaluation.batch_size or c.data.batch_size
+    chosen = [
+        (name, every, parts.dataset, name, batch_size, c.data)
+        for name, every in (("validation", c.evaluation.every), ("test", 0))
+        if name in parts.dataset.splits
+    ]
+    for name, block in c.evaluators.items():
+        chosen.append(_own(parts, name, block, batch_size))
+    return [_open(parts, *arguments) for arguments in chosen]
+
+
+class _OwnEvaluator(NamedTuple):
+    every: int = 0
+    split: str = "test"
+    batch_size: int = 0
+
+
+def _own(parts: Experiment, name: str, block: Any, batch_size: int):
+    if not isinstance(block, Mapping) and not hasattr(block, "items"):
+        raise UserError(f"evaluators.{name} should be a block: dict(data=dict(...), every=...)")
+    schema = configs.Schema(
+        _OwnEvaluator, {}, {"data": experiment.SCHEMA.kinds["data"]._replace(shared=_OwnData)}
+    )
+    try:
+        resolved = configs.resolve(block, schema, parts.trust)
+    except UserError as error:
+        raise UserError(f"evaluators.{name}: {error}") from error
+    dataset = experiment.open_dataset(resolved.data, parts.trust)
+    if resolved.split not in dataset.splits:
+        raise UserError(
+            f"evaluators.{name}.split = {resolved.split!r}: the data set has "
+            + ", ".join(dataset.splits)
+        )
+    if dataset.spec != parts.dataset.spec:
+        raise UserError(
+            f"evaluators.{name}: its data ({dataset.spec}) differ from the training data's "
+            f"({parts.dataset.spec})"
+        )
+    size = resolved.batch_size or batch_size
+    return name, resolved.every, dataset, resolved.split, size, resolved.data
+
+
+class _OwnData(NamedTuple):
+    placement: str = settings.Data._field_defaults["placement"]
+    workers: int = 0
+
+
+def _open(parts: Experiment, name, every, dataset: Dataset, split, batch_size, data) -> Evaluator:
+    feed = feeds.evaluation_feed(
+        dataset.splits[split],
+        batch_size,
+        placement=data.placement,
+        workers=data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        sharding=partition_rules.replicated(parts.mesh),
+    )
+    length = feed.steps if feed.constants else min(feed.steps, STREAMED_BATCHES)
+    program = compiled.evaluation_program(parts, feed, length)
+    return Evaluator(name, every, feed, program, length, dataset.bytes_per_token.get(split))
+
+
+def evaluate(parts: Experiment, evaluator: Evaluator, state: TrainState) -> list[dict[str, float]]:
+    """Returns the split's metrics for each seed.
+
+    Args:
+        parts: the run's parts.
+        evaluator: what to evaluate.
+        state: of all seeds; it is not changed.
+    """
+    rows = evaluator.feed.read(0, evaluator.length)
+    abstract = compiled.abstract_rows(parts, rows, per_seed=False)
+    shapes = compiled.evaluation_totals(parts, evaluator.feed, abstract)
+    whole = partition_rules.replicated(parts.mesh)
+    totals = jax.tree.map(lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), whole), shapes)
+    for first in range(0, evaluator.feed.steps, evaluator.length):
+        if first:
+            rows = evaluator.feed.read(first, evaluator.length)
+        placed = compiled.put(rows, abstract)
+        totals = evaluator.program.call(totals, state, evaluator.feed.constants, placed)
+    return means(parts, jax.device_get(totals), evaluator.bytes_per_token)
+
+
+def means(
+    parts: Experiment, totals: Any, bytes_per_token: float | None = None
+) -> list[dict[str, float]]:
+    """Returns sum / weight of each metric for each seed; one without any weight is left out.
+
+    Args:
+        parts: the run's parts.
+        totals: name to (sum, weight), on the host, with the seed axis if there are several seeds.
+        bytes_per_token: of text, for metrics per byte.
+    """
+    results = []
+    for i in range(parts.seeds.count):
+        one = totals if parts.seeds.count == 1 else jax.tree.map(lambda a: a[i], totals)
+        found = {
+            name: float(total) / float(weight)
+            for name, (total, weight) in one.items()
+            if weight > 0
+        }
+        results.append(parts.recipe.task.finish(found, bytes_per_token))
+    return results

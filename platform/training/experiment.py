@@ -1,0 +1,343 @@
+"""From a resolved config to the parts of a training run, built without computing anything."""
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
+from ml_collections import FrozenConfigDict
+
+from lamina.models.functional import FunctionalModel, functional
+from lamina.models.spec import DataSpec
+from lamina.models.table import MODELS
+from lamina.platform import config as configs
+from lamina.platform.data import feed as feeds
+from lamina.platform.data.augmentations import AUGMENTATIONS
+from lamina.platform.data.dataset import Dataset
+from lamina.platform.data.table import DATASETS
+from lamina.platform.errors import UserError
+from lamina.platform.optimizers import schedules, table, weights
+from lamina.platform.training import layout, parameters, seeds, settings, step
+from lamina.platform.training.state import TrainState
+from lamina.platform.training.tasks import TASKS, Task
+from lamina.sharding import mesh as meshes
+
+
+class Optimizer(NamedTuple):
+    """Keys of the `optimizer` block that every optimizer has.
+
+    Attributes:
+        learning_rate: the peak of the schedule.
+    """
+
+    learning_rate: float
+
+
+SCHEMA = configs.Schema(
+    settings=settings.Settings,
+    blocks={
+        "adapters": settings.Adapters,
+        "checkpoint": settings.Checkpoint,
+        "debug": settings.Debug,
+        "early_stopping": settings.EarlyStopping,
+        "ema": settings.Ema,
+        "evaluation": settings.Evaluation,
+        "init_from_rules": settings.InitRules,
+        "mesh": meshes.create,
+        "profile": settings.Profile,
+        "sharding": settings.Sharding,
+    },
+    kinds={
+        "data": configs.Kind(DATASETS, shared=settings.Data),
+        "model": configs.Kind(MODELS),
+        "optimizer": configs.Kind(table.OPTIMIZERS, table.options, Optimizer),
+        "schedule": configs.Kind(schedules.SCHEDULES),
+        "task": configs.Kind(TASKS),
+    },
+)
+"""The vocabulary of training configs."""
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+class Experiment(NamedTuple):
+    """The parts of a training run.
+
+    Attributes:
+        config: resolved.
+        trust: packages whose factories the config may name.
+        mesh: of all devices.
+        seeds: how the seeds are run.
+        dataset: the opened data set.
+        steps: optimizer steps of the whole run.
+        recipe: the step's pure functions.
+        batch: a batch of one seed, as `jax.ShapeDtypeStruct`s.
+        state: of all seeds, as `jax.ShapeDtypeStruct`s with shardings.
+    """
+
+    config: FrozenConfigDict
+    trust: Sequence[str]
+    mesh: Mesh
+    seeds: seeds.Seeds
+    dataset: Dataset
+    steps: int
+    recipe: step.Recipe
+    batch: Any
+    state: TrainState
+
+
+def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfigDict:
+    """Returns the whole training config, checked key by key and for contradictions.
+
+    Raises:
+        UserError: lists all mistakes.
+    """
+    resolved = configs.resolve(config, SCHEMA, trust)
+    mistakes = list(_contradictions(resolved))
+    if mistakes:
+        raise UserError(
+            "config: " + "\n  - ".join(["", *mistakes] if len(mistakes) > 1 else mistakes)
+        )
+    return resolved
+
+
+def _contradictions(c: FrozenConfigDict):
+    """Yields what is wrong between keys whose types are right."""
+    if bool(c.steps) == bool(c.epochs):
+        yield f"give either steps or epochs (steps = {c.steps}, epochs = {c.epochs})"
+    if c.steps < 0 or c.epochs < 0:
+        yield f"steps = {c.steps} and epochs = {c.epochs} should not be negative"
+    if not c.seeds:
+        yield "seeds is empty: give at least one value, such as (0,)"
+    if len(set(c.seeds)) != len(c.seeds):
+        yield f"seeds = {c.seeds} holds a value twice"
+    if any(not 0 <= s < 2**32 for s in c.seeds):
+        yield f"seeds = {c.seeds}: values lie between 0 and 2**32 - 1"
+    if c.steps_per_call < 1:
+        yield f"steps_per_call = {c.steps_per_call} should be at least 1"
+        return
+    cadences = {
+        "log_every": c.log_every,
+        "evaluation.every": c.evaluation.every,
+        "checkpoint.every": c.checkpoint.every,
+    } | {
+        f"evaluators.{name}.every": evaluator.get("every", 0)
+        for name, evaluator in c.evaluators.items()
+        if isinstance(evaluator, Mapping | FrozenConfigDict)
+    }
+    if c.log_every < 1:
+        yield f"log_every = {c.log_every} should be at least 1"
+    for key, value in cadences.items():
+        if not isinstance(value, int) or value < 0:
+            yield f"{key} = {value!r} should be a number of steps, or 0"
+        elif value % c.steps_per_call:
+            lower = value - value % c.steps_per_call or c.steps_per_call
+            yield (
+                f"{key} = {value} is no multiple of steps_per_call = {c.steps_per_call}: what is "
+                f"due between dispatches only can't happen there; use {lower} or another multiple"
+            )
+    if c.data.batch_size < 1:
+        yield f"data.batch_size = {c.data.batch_size} should be at least 1"
+    elif c.accumulation < 1 or c.data.batch_size % c.accumulation:
+        yield (
+            f"accumulation = {c.accumulation} should divide data.batch_size = {c.data.batch_size}"
+        )
+    if not 0 <= c.ema.decay < 1:
+        yield f"ema.decay = {c.ema.decay} should lie in [0, 1)"
+    if c.clip_norm < 0:
+        yield f"clip_norm = {c.clip_norm} should not be negative"
+    if c.checkpoint.keep < 1:
+        yield f"checkpoint.keep = {c.checkpoint.keep} should be at least 1"
+    if c.early_stopping.metric and not c.evaluation.every:
+        yield "early_stopping needs evaluation.every"
+    for key, metric in (
+        ("early_stopping.metric", c.early_stopping.metric),
+        ("checkpoint.best", c.checkpoint.best),
+    ):
+        if metric.startswith("test/"):
+            yield f"{key} = {metric!r}: the test split isn't for selection, use validation/..."
+
+
+def open_dataset(block: Mapping, trust: Sequence[str]) -> Dataset:
+    """Opens the data set of a `data` block.
+
+    Raises:
+        UserError: it is missing, corrupt or misnamed.
+    """
+    return configs.build(block, SCHEMA.kinds["data"], "data", trust)
+
+
+def open_stand_in(block: Mapping, trust: Sequence[str]) -> tuple[Dataset, str]:
+    """Opens the data set, or the stand-in of one that isn't on this machine.
+
+    Returns:
+        The data set, and why it is the stand-in ("" if it isn't).
+
+    Raises:
+        UserError: neither can be opened.
+    """
+    try:
+        return open_dataset(block, trust), ""
+    except UserError as error:
+        if not block["stand_in"]:
+            raise
+        schema = configs.Schema(_NoSettings, {}, {"data": SCHEMA.kinds["data"]._replace(shared=None)})
+        resolved = configs.resolve({"data": block["stand_in"]}, schema, trust)
+        return open_dataset(resolved["data"], trust), str(error)
+
+
+def assemble(
+    config: FrozenConfigDict,
+    trust: Sequence[str] = configs.EVERYONE,
+    devices: Sequence[jax.Device] | None = None,
+    dataset: Dataset | None = None,
+) -> Experiment:
+    """Builds the parts of a run from its resolved config.
+
+    Nothing is computed on a device, and no parameter is drawn.
+
+    Args:
+        config: as `resolve` returns it.
+        trust: packages whose factories the config may name.
+        devices: the devices to use; default: all.
+        dataset: default: opened as the config says.
+
+    Raises:
+        UserError: the parts don't fit each other, the data or the devices.
+    """
+    dataset = dataset or open_dataset(config.data, trust)
+    try:
+        return _assemble(config, trust, devices or jax.devices(), dataset)
+    except ValueError as error:
+        raise UserError(str(error)) from error
+
+
+def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experiment:
+    kinds = SCHEMA.kinds
+    mesh = meshes.create(devices, **c.mesh)
+    ways = meshes.batch_parallelism(mesh) * c.accumulation
+    if c.data.batch_size % ways:
+        raise UserError(
+            f"data.batch_size = {c.data.batch_size} doesn't divide by {ways}: the mesh "
+            f"({', '.join(f'{k}={v}' for k, v in mesh.shape.items())}) splits a batch in "
+            f"{meshes.batch_parallelism(mesh)}, accumulation in {c.accumulation}"
+        )
+    spec = dataset.spec
+    model, task, trained = build_model(c, trust, spec)
+    train = dataset.splits["train"]
+    steps = c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
+    factor = configs.build(c.schedule, kinds["schedule"], "schedule", trust, steps)
+    peak = c.optimizer.learning_rate
+    learning_rate = lambda count: peak * factor(count)
+    recipe = step.Recipe(
+        model=model,
+        task=task,
+        optimizer=build_optimizer(c, trust, learning_rate),
+        learning_rate=learning_rate,
+        augment=_augment(c.data, trust, spec),
+        parameters=trained,
+        optimizer_eval_params=lambda state, params: weights.eval_params(
+            c.optimizer.name, state, params
+        ),
+        accumulation=c.accumulation,
+        ema_decay=c.ema.decay,
+        scale_loss=c.precision == "float16",
+        log_every=c.log_every,
+    )
+    plan = seeds.plan(
+        len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], c.data.order == "per_seed"
+    )
+    batch = example_batch(train, c.data.batch_size)
+    one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
+    rules = layout.preset(c.sharding.rules, c.sharding.axes)
+    shardings = layout.state_shardings(
+        one, model.axes, recipe.optimizer, rules, mesh, plan.count > 1
+    )
+    if plan.count > 1:
+        one = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct((plan.count, *leaf.shape), leaf.dtype), one
+        )
+    state = layout.abstract(one, shardings)
+    return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
+
+
+def build_model(
+    c: FrozenConfigDict, trust: Sequence[str], spec: DataSpec
+) -> tuple[FunctionalModel, Task, parameters.Parameters]:
+    """Returns the model of a resolved config, its task, and how its parameters are trained.
+
+    Raises:
+        UserError: the model or the task refuses its keys or the data.
+    """
+    dtype = DTYPES[c.precision]
+    kind = SCHEMA.kinds["model"]
+    model = functional(lambda rngs: configs.build(c.model, kind, "model", trust, rngs, spec, dtype))
+    task = configs.build(c.task, SCHEMA.kinds["task"], "task", trust, spec)
+    trained = parameters.create(
+        c.init_from_rules.freeze,
+        c.adapters.rank,
+        c.adapters.alpha,
+        c.adapters.paths,
+        model.params,
+    )
+    return model, task, trained
+
+
+def build_optimizer(
+    c: FrozenConfigDict, trust: Sequence[str], learning_rate: Callable[[jax.Array], Any]
+) -> optax.GradientTransformationExtraArgs:
+    """Returns the optimizer of a resolved config, with clipping before it.
+
+    Raises:
+        UserError: the optimizer refuses its keys.
+    """
+    kind = SCHEMA.kinds["optimizer"]
+    factory = configs.lookup(c.optimizer.name, kind.table, "optimizer", trust)
+    named = c.optimizer.name if c.optimizer.name in kind.table else factory
+    keys = {k: v for k, v in c.optimizer.items() if k not in ("name", "learning_rate")}
+    optimizer = table.create(named, learning_rate, **configs.thaw(keys))
+    if c.clip_norm:
+        optimizer = optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)
+    return optax.with_extra_args_support(optimizer)
+
+
+def _augment(data: Mapping, trust, spec):
+    kind = configs.Kind(AUGMENTATIONS)
+    for name in data["augmentation_options"]:
+        if name not in data["augmentations"]:
+            raise UserError(
+                f"data.augmentation_options.{name}: {name!r} is not one of data.augmentations "
+                f"{tuple(data['augmentations'])}"
+            )
+    functions = []
+    for name in data["augmentations"]:
+        block = {"name": name, **data["augmentation_options"].get(name, {})}
+        schema = configs.Schema(_NoSettings, {}, {"augmentation": kind})
+        resolved = configs.resolve({"augmentation": block}, schema, trust)
+        functions.append(
+            configs.build(resolved["augmentation"], kind, "data.augmentations", trust, spec)
+        )
+
+    def augment(key, batch):
+        for i, function in enumerate(functions):
+            batch = function(jax.random.fold_in(key, i), batch)
+        return batch
+
+    return augment
+
+
+class _NoSettings(NamedTuple):
+    """No plain keys."""
+
+
+def example_batch(source: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a batch of a split as `jax.ShapeDtypeStruct`s, as the step sees it."""
+    arrays = {name: jnp.asarray(value) for name, value in source[0].items()}
+    shapes = jax.eval_shape(feeds.normalise, {k: v[None] for k, v in arrays.items()})
+    return {
+        name: jax.ShapeDtypeStruct((batch_size, *leaf.shape[1:]), leaf.dtype)
+        for name, leaf in shapes.items()
+    }

@@ -1,0 +1,49 @@
+"""The state and the data that a run begins with."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamina.platform.data import feed as feeds
+from lamina.platform.training import compiled
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.loading import Loaded
+from lamina.platform.training.state import TrainState
+from lamina.sharding import rules as partition_rules
+
+
+def create(parts: Experiment, loaded: Loaded) -> TrainState:
+    """Returns the state before the first step, made already sharded.
+
+    Args:
+        parts: the run's parts.
+        loaded: what isn't drawn.
+    """
+    values = jnp.asarray(compiled.seed_values(parts))
+    return compiled.initialiser(parts)(values, (dict(loaded.params), dict(loaded.model_state)))
+
+
+def open_feed(parts: Experiment) -> feeds.Feed:
+    """Returns the feed of the training split."""
+    c = parts.config
+    feed = feeds.training_feed(
+        parts.dataset.splits["train"],
+        c.data.batch_size,
+        c.data.seed,
+        placement=c.data.placement,
+        seeds=c.seeds if c.data.order == "per_seed" else (),
+        workers=c.data.workers,
+        process_index=jax.process_index(),
+        process_count=jax.process_count(),
+        sharding=partition_rules.replicated(parts.mesh),
+    )
+    if not c.debug.overfit_one_batch:
+        return feed
+
+    def first_batch(first_step: int, count: int) -> Any:
+        del first_step
+        return jax.tree.map(lambda a: np.repeat(a, count, axis=0), feed.read(0, 1))
+
+    return feed._replace(read=first_batch)

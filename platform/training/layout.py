@@ -1,0 +1,115 @@
+"""Where the train state lies: a sharding for each of its arrays."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import optax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamina.platform.training.parameters import flat, nested
+from lamina.platform.training.state import TrainState
+from lamina.sharding import rules as partition_rules
+
+
+def state_shardings(
+    state: TrainState,
+    axes: Any,
+    optimizer: optax.GradientTransformation,
+    rules: partition_rules.Rules,
+    mesh: Mesh,
+    seed_axis: bool,
+) -> TrainState:
+    """Returns the sharding of every array of a train state.
+
+    Parameters follow the rules; so do the optimizer's moments and the moving average of them.
+    Everything else, adapters included, is copied to every device.
+
+    Args:
+        state: of one seed, as `jax.ShapeDtypeStruct`s.
+        axes: logical axes of the model's parameters, nested as they are.
+        optimizer: whose state it is.
+        rules: logical axis to mesh axis.
+        mesh: the mesh.
+        seed_axis: whether the state has a leading seed axis, split over the mesh axis `seed`.
+
+    Raises:
+        ValueError: a dimension doesn't divide, or a rule names an axis that the mesh lacks.
+    """
+    whole = partition_rules.replicated(mesh)
+    logical = flat(axes)
+
+    def of_params(tree: Any) -> Any:
+        return nested({name: leaf_sharding(name, leaf) for name, leaf in flat(tree).items()})
+
+    def leaf_sharding(name: str, leaf: Any) -> NamedSharding:
+        names = logical.get(name)
+        if names is None or len(names) != len(leaf.shape):
+            return whole
+        return NamedSharding(
+            mesh, partition_rules.partition_spec(names, leaf.shape, rules, mesh, name)
+        )
+
+    params = of_params(state.params)
+    moments = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else whole,
+        state.optimizer_state,
+        params,
+        state.params,
+        transform_non_params=lambda leaf: whole,
+    )
+    everywhere = jax.tree.map(lambda leaf: whole, state)
+    shardings = TrainState(
+        step=whole,
+        seed=whole,
+        params=params,
+        frozen=of_params(state.frozen),
+        model_state=everywhere.model_state,
+        optimizer_state=moments,
+        ema=of_params(state.ema),
+        loss_scale=everywhere.loss_scale,
+        metrics=everywhere.metrics,
+        nonfinite_step=whole,
+    )
+    return jax.tree.map(lambda s: _with_seed(s, mesh), shardings) if seed_axis else shardings
+
+
+def _with_seed(sharding: NamedSharding, mesh: Mesh) -> NamedSharding:
+    leading = "seed" if mesh.shape["seed"] > 1 else None
+    return NamedSharding(mesh, P(leading, *sharding.spec))
+
+
+def bytes_per_device(tree: Any) -> int:
+    """Returns the bytes of a tree of `jax.ShapeDtypeStruct`s with shardings, on one device."""
+
+    def size(leaf: Any) -> int:
+        shape = leaf.sharding.shard_shape(leaf.shape)
+        count = 1
+        for extent in shape:
+            count *= extent
+        return count * leaf.dtype.itemsize
+
+    return sum(size(leaf) for leaf in jax.tree.leaves(tree))
+
+
+def abstract(tree: Any, shardings: Any) -> Any:
+    """Returns `jax.ShapeDtypeStruct`s with shardings."""
+    return jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        tree,
+        shardings,
+    )
+
+
+def preset(name: str, axes: Mapping[str, Any]) -> partition_rules.Rules:
+    """Returns the rules of a preset, with those of `axes` over them.
+
+    Raises:
+        ValueError: there is no such preset.
+    """
+    if name not in partition_rules.PRESETS:
+        known = ", ".join(sorted(partition_rules.PRESETS))
+        raise ValueError(f"sharding.rules = {name!r} is unknown: one of {known}")
+    return {**partition_rules.PRESETS[name], **{k: v or () for k, v in axes.items()}}

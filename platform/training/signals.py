@@ -1,0 +1,55 @@
+"""Signals that ask a run to stop: they set a flag, which the loop reads between dispatches."""
+
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import jax
+
+
+class StopRequest:
+    """Whether a signal has asked the run to stop.
+
+    Attributes:
+        signal: the signal's name, or "" as long as there was none.
+    """
+
+    def __init__(self) -> None:
+        self.signal = ""
+
+    def agreed(self, step: int) -> bool:
+        """Returns whether to stop after `step`: the same answer, at the same step, on all processes."""
+        if jax.process_count() == 1:
+            return bool(self.signal)
+        from jax.experimental import multihost_utils
+
+        return multihost_utils.reached_preemption_sync_point(step) or bool(self.signal)
+
+
+@contextmanager
+def catch() -> Iterator[StopRequest]:
+    """Catches SIGTERM and SIGINT while the body runs; a second SIGINT interrupts at once.
+
+    Outside of the main thread Python delivers no signals, so nothing is caught there.
+    """
+    request = StopRequest()
+    if threading.current_thread() is not threading.main_thread():
+        yield request
+        return
+
+    def handle(number: int, frame: object) -> None:
+        del frame
+        if request.signal and number == signal.SIGINT:
+            raise KeyboardInterrupt
+        request.signal = signal.Signals(number).name
+
+    numbers = [signal.SIGINT]
+    if jax.process_count() == 1:  # otherwise jax's coordination service spreads SIGTERM
+        numbers.append(signal.SIGTERM)
+    before = {number: signal.signal(number, handle) for number in numbers}
+    try:
+        yield request
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)

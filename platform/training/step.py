@@ -1,0 +1,351 @@
+"""The training step: one pure function, and the chunk of steps that is dispatched at once."""
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from lamina.models.functional import FunctionalModel
+from lamina.platform.optimizers import loss_scale
+from lamina.platform.training.parameters import Parameters, replace
+from lamina.platform.training.seeds import Seeds
+from lamina.platform.training.state import (
+    Metrics,
+    TrainState,
+    add_metrics,
+    init_key,
+    step_keys,
+    zero_metrics,
+)
+from lamina.platform.training.tasks import Task
+
+Batch = Mapping[str, jax.Array]
+
+
+class Recipe(NamedTuple):
+    """The pure functions of which a training step is made.
+
+    Attributes:
+        model: the model's `init` and `apply`.
+        task: losses and metrics.
+        optimizer: the gradient transformation, clipping included.
+        learning_rate: step to learning rate, for the record.
+        augment: `(key, batch) -> batch`.
+        parameters: which parameters are trained, and how all of them follow.
+        optimizer_eval_params: (optimizer state, trained parameters) to the ones to evaluate.
+        accumulation: parts into which a batch is cut.
+        ema_decay: of the moving average; 0 keeps none.
+        scale_loss: whether the loss is scaled (float16).
+        log_every: steps between two records.
+    """
+
+    model: FunctionalModel
+    task: Task
+    optimizer: optax.GradientTransformationExtraArgs
+    learning_rate: Callable[[jax.Array], jax.Array]
+    augment: Callable[[jax.Array, Batch], Batch]
+    parameters: Parameters
+    optimizer_eval_params: Callable[[Any, Any], Any]
+    accumulation: int
+    ema_decay: float
+    scale_loss: bool
+    log_every: int
+
+
+def init(
+    recipe: Recipe,
+    batch: Any,
+    seed: jax.Array,
+    loaded_params: Mapping[str, jax.Array],
+    loaded_model_state: Mapping[str, jax.Array],
+) -> TrainState:
+    """Returns the state before the first step.
+
+    Args:
+        recipe: the step's functions.
+        batch: `jax.ShapeDtypeStruct`s of a batch.
+        seed: uint32 []: the seed's value.
+        loaded_params: path to the value of each parameter that isn't drawn.
+        loaded_model_state: path to the value of what isn't new in the model's other state.
+    """
+    key = init_key(seed)
+    params, model_state = recipe.model.init(key)
+    trained, frozen = recipe.parameters.partition(
+        jax.random.fold_in(key, 1), replace(params, loaded_params)
+    )
+    state = TrainState(
+        step=jnp.zeros((), jnp.int32),
+        seed=jnp.asarray(seed, jnp.uint32),
+        params=trained,
+        frozen=frozen,
+        model_state=replace(model_state, loaded_model_state),
+        optimizer_state=recipe.optimizer.init(trained),
+        ema=jax.tree.map(jnp.copy, trained) if recipe.ema_decay else {},
+        loss_scale=loss_scale.init() if recipe.scale_loss else {},
+        metrics={},
+        nonfinite_step=jnp.full((), -1, jnp.int32),
+    )
+    _, abstract = jax.eval_shape(lambda s, b: _update(recipe, s, b), state, batch)
+    norms = jax.eval_shape(_norms, trained, trained)
+    metrics = zero_metrics({**abstract, **{name: (n, n) for name, n in norms.items()}})
+    return dataclasses.replace(state, metrics=metrics)
+
+
+def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) -> TrainState:
+    """Returns the state after one optimizer step.
+
+    Args:
+        recipe: the step's functions.
+        state: of one seed.
+        batch: arrays whose first dimension are the examples.
+        due: bool []: whether a record follows this step; only then are norms measured.
+    """
+    (new, grads, updates), metrics = _update(recipe, state, batch)
+
+    def measured(grads, updates):
+        return {name: (norm, jnp.ones(())) for name, norm in _norms(grads, updates).items()}
+
+    def skipped(grads, updates):
+        return jax.tree.map(
+            lambda n: (jnp.zeros(()), jnp.zeros(())), jax.eval_shape(_norms, grads, updates)
+        )
+
+    norms = jax.lax.cond(due, measured, skipped, grads, updates)
+    return dataclasses.replace(new, metrics=add_metrics(state.metrics, {**metrics, **norms}))
+
+
+def _update(recipe: Recipe, state: TrainState, batch: Batch):
+    """Returns ((the next state with the old metrics, gradient, update), metrics of this step)."""
+    augmentation_key, model_key = step_keys(state.seed, state.step)
+    batch = recipe.augment(augmentation_key, batch)
+    scale = state.loss_scale.scale if recipe.scale_loss else 1.0
+    grads, model_state, metrics, loss = gradient(recipe, state, batch, model_key, scale)
+
+    def value_fn(trained):
+        return _objective(recipe, trained, state, state.model_state, batch, model_key, 1.0)[0]
+
+    updates, optimizer_state = recipe.optimizer.update(
+        grads,
+        state.optimizer_state,
+        state.params,
+        value=loss,
+        grad=grads,
+        value_fn=value_fn,
+        metrics=metrics,
+    )
+    params = optax.apply_updates(state.params, updates)
+    scale_state = state.loss_scale
+    if recipe.scale_loss:
+        finite = loss_scale.all_finite(grads)
+        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
+        params = keep(params, state.params)
+        optimizer_state = keep(optimizer_state, state.optimizer_state)
+        model_state = keep(model_state, state.model_state)
+        scale_state = loss_scale.update(state.loss_scale, finite)
+        metrics = {**metrics, "loss_scale": (scale_state.scale, jnp.ones(()))}
+    ema = state.ema
+    if recipe.ema_decay:
+        count = state.step.astype(jnp.float32)
+        decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
+        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
+    metrics = {**metrics, "learning_rate": (recipe.learning_rate(state.step), jnp.ones(()))}
+    first_bad = (state.nonfinite_step < 0) & ~jnp.isfinite(loss)
+    new = dataclasses.replace(
+        state,
+        step=state.step + 1,
+        params=params,
+        model_state=model_state,
+        optimizer_state=optimizer_state,
+        ema=ema,
+        loss_scale=scale_state,
+        nonfinite_step=jnp.where(first_bad, state.step, state.nonfinite_step),
+    )
+    return (new, grads, updates), metrics
+
+
+def _objective(recipe, trained, state, model_state, batch, key, scale, mean=True):
+    """Returns (loss times `scale`, (model state, metrics, loss, weight)): a weighted mean or sum."""
+    params = recipe.parameters.combine(trained, state.frozen)
+    arguments, options = recipe.task.inputs(batch)
+    output, model_state = recipe.model.apply(
+        params, model_state, *arguments, train=True, key=key, **options
+    )
+    losses, weights = recipe.task.loss(output, batch)
+    total, weight = jnp.sum(losses * weights), jnp.sum(weights)
+    loss = total / _nonzero(weight) if mean else total
+    return loss * scale, (model_state, recipe.task.metrics(output, batch), loss, weight)
+
+
+def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, scale):
+    """Returns (gradient of the mean loss, model state, metrics, mean loss)."""
+    differentiate = jax.value_and_grad(_objective, argnums=1, has_aux=True)
+    parts = recipe.accumulation
+    if parts == 1:
+        (_, (model_state, metrics, loss, _)), grads = differentiate(
+            recipe, state.params, state, state.model_state, batch, key, scale
+        )
+        return _unscaled(grads, scale), model_state, metrics, loss
+
+    # Part i takes the rows i, i + parts, ...: each stays on the device that has it.
+    cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
+    batches = jax.tree.map(cut, batch)
+
+    def part(carry, i_and_batch):
+        i, batch = i_and_batch
+        grads, model_state, metrics, total, weight = carry
+        (_, (model_state, new_metrics, loss, new_weight)), new = differentiate(
+            recipe,
+            state.params,
+            state,
+            model_state,
+            batch,
+            jax.random.fold_in(key, i),
+            scale,
+            mean=False,
+        )
+        grads = jax.tree.map(jnp.add, grads, new)
+        metrics = add_metrics(metrics, new_metrics)
+        return (grads, model_state, metrics, total + loss, weight + new_weight), None
+
+    first = jax.tree.map(lambda a: a[0], batches)
+    abstract = jax.eval_shape(
+        lambda p, b: _objective(recipe, p, state, state.model_state, b, key, scale)[1][1],
+        state.params,
+        first,
+    )
+    zero = jnp.zeros(())
+    start = (
+        jax.tree.map(jnp.zeros_like, state.params),
+        state.model_state,
+        zero_metrics(abstract),
+        zero,
+        zero,
+    )
+    (grads, model_state, metrics, total, weight), _ = jax.lax.scan(
+        part, start, (jnp.arange(parts), batches)
+    )
+    weight = _nonzero(weight)
+    return _unscaled(grads, scale * weight), model_state, metrics, total / weight
+
+
+def _unscaled(grads: Any, scale: Any) -> Any:
+    if isinstance(scale, float) and scale == 1.0:
+        return grads
+    return jax.tree.map(lambda g: g / scale, grads)
+
+
+def _nonzero(weight: jax.Array) -> jax.Array:
+    """Returns the weight, or 1 where there is none: the sum above it is 0 then."""
+    return jnp.where(weight > 0, weight, 1.0)
+
+
+def _norms(grads: Any, updates: Any) -> dict[str, jax.Array]:
+    """Returns the global norms of gradient and update, and those of each top-level group."""
+    norms = {}
+    for name, tree in (("gradient_norm", grads), ("update_norm", updates)):
+        groups = {group: optax.tree.norm(leaves, squared=True) for group, leaves in tree.items()}
+        norms[name] = jnp.sqrt(sum(groups.values(), jnp.zeros(())))
+        if len(groups) > 1:
+            norms |= {f"{name}/{group}": jnp.sqrt(square) for group, square in groups.items()}
+    return norms
+
+
+def train_chunk(
+    recipe: Recipe,
+    seeds: Seeds,
+    select: Callable[[Any, Any], Batch],
+    length: int,
+    state: TrainState,
+    constants: Any,
+    rows: Any,
+    count: jax.Array,
+) -> tuple[TrainState, dict[str, Any]]:
+    """Runs the next `count` steps.
+
+    The number of steps is an argument and not part of the program, so that a shorter last chunk
+    runs the very same program.
+
+    Args:
+        recipe: the step's functions.
+        seeds: how several seeds are run.
+        select: makes a batch of the feed's constants and one row.
+        length: the largest number of steps; with 1 there is no loop.
+        state: of all seeds.
+        constants: the feed's arrays on the devices.
+        rows: for each step, what the feed selects; leading dimension `length`.
+        count: int32 []: steps to run, at most `length`.
+
+    Returns:
+        The state, and a summary for the record: the metrics' sums and `nonfinite_step`.
+    """
+    first = state.step if seeds.lowering == "single" else state.step[0]
+    fresh = first % recipe.log_every == 0
+    metrics = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.metrics)
+    parts = seeds.split(dataclasses.replace(state, metrics=metrics))
+
+    def body(i, parts):
+        batch = select(constants, jax.tree.map(lambda r: r[i], rows))
+        due = (first + i + 1) % recipe.log_every == 0
+        step = lambda state, batch: train_step(recipe, state, batch, due)
+        return seeds.lift(step, "seed")(parts, batch)
+
+    parts = body(0, parts) if length == 1 else jax.lax.fori_loop(0, count, body, parts)
+    state = seeds.join(parts)
+    return state, {"metrics": state.metrics, "nonfinite_step": state.nonfinite_step}
+
+
+def evaluate_chunk(
+    recipe: Recipe,
+    seeds: Seeds,
+    select: Callable[[Any, Any], Batch],
+    total: Metrics,
+    state: TrainState,
+    constants: Any,
+    rows: Any,
+) -> Metrics:
+    """Returns `total` plus the metrics of the batches that `rows` select, with evaluation weights.
+
+    Args:
+        recipe: the step's functions.
+        seeds: how several seeds are run.
+        select: makes a batch of the feed's constants and one row.
+        total: sums so far.
+        state: of all seeds.
+        constants: the feed's arrays on the devices.
+        rows: for each batch, what the feed selects.
+    """
+    shared = seeds._replace(per_seed_rows=False)
+    weights = tuple(
+        (recipe.parameters.combine(evaluation_params(recipe, part), part.frozen), part.model_state)
+        for part in shared.split(state)
+    )
+
+    def body(total_parts, row):
+        batch = select(constants, row)
+        carries = tuple(zip(total_parts, weights, strict=True))
+
+        def one(carry, batch):
+            total, (params, model_state) = carry
+            return add_metrics(total, evaluate_batch(recipe, params, model_state, batch))
+
+        return shared.lift(one, "seed")(carries, batch), None
+
+    parts, _ = jax.lax.scan(body, shared.split(total), rows)
+    return shared.join(parts)
+
+
+def evaluate_batch(recipe: Recipe, params: Any, model_state: Any, batch: Batch) -> Metrics:
+    """Returns the sums of the metrics over one batch, with the model in evaluation mode."""
+    arguments, options = recipe.task.inputs(batch)
+    output, _ = recipe.model.apply(params, model_state, *arguments, train=False, **options)
+    return recipe.task.metrics(output, batch)
+
+
+def evaluation_params(recipe: Recipe, state: TrainState) -> Any:
+    """Returns the trained parameters to evaluate: the moving average, where there is one."""
+    if recipe.ema_decay:
+        return state.ema
+    return recipe.optimizer_eval_params(state.optimizer_state, state.params)

@@ -1,0 +1,124 @@
+"""Reads what a run has trained: the model and its weights, without the data it was trained on."""
+
+import os
+import re
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from ml_collections import FrozenConfigDict
+
+from lamina.models.functional import FunctionalModel
+from lamina.models.spec import DataSpec
+from lamina.platform import config as configs
+from lamina.platform.checkpoints import names, restoring
+from lamina.platform.checkpoints.restoring import Restored
+from lamina.platform.errors import UserError
+from lamina.platform.optimizers import weights
+from lamina.platform.reporting import folder, storage
+from lamina.platform.training import experiment, seeds
+from lamina.platform.training.tasks import Task
+
+
+class Trained(NamedTuple):
+    """A trained model.
+
+    Attributes:
+        config: of its run, resolved.
+        spec: what the model fits.
+        model: its pure functions.
+        task: what it was trained for.
+        params: all its parameters, those to evaluate (moving average, adapters merged in).
+        model_state: what else it keeps, such as batch statistics.
+        seed: the value of its seed.
+        step: the step of the checkpoint.
+        notes: on newer checkpoints that are damaged.
+    """
+
+    config: FrozenConfigDict
+    spec: DataSpec
+    model: FunctionalModel
+    task: Task
+    params: Any
+    model_state: Any
+    seed: int
+    step: int
+    notes: tuple[str, ...]
+
+
+def read(
+    workdir: str | os.PathLike,
+    *,
+    seed: int | None = None,
+    step: int | None = None,
+    trust: Sequence[str] = (),
+) -> Trained:
+    """Reads the weights of a run's newest good checkpoint.
+
+    Args:
+        workdir: a run folder, or one of its checkpoints (`runs/x/checkpoints/300`).
+        seed: the value of a seed of the run; default: its first.
+        step: which checkpoint; default: the newest that verifies.
+        trust: packages whose factories the run's config may name.
+
+    Raises:
+        UserError: there is no such run, checkpoint or seed, or it is damaged.
+    """
+    root, step = _checkpoint_of(os.fspath(workdir), step)
+    text = storage.read_bytes(storage.as_path(root) / folder.CONFIG)
+    if text is None:
+        raise UserError(f"{root} is no run folder: it has no {folder.CONFIG}")
+    where = os.path.join(root, folder.CONFIG)
+    written = configs.from_json(text.decode("utf-8", "replace"), where)
+    config = experiment.resolve(written, trust)
+    if seed is not None and seed not in config.seeds:
+        raise UserError(f"{root} has no seed {seed}: its seeds are {tuple(config.seeds)}")
+    chosen = config.seeds[0] if seed is None else seed
+    checkpoints = os.path.join(root, folder.CHECKPOINTS)
+    found = restoring.restore_subtree(
+        checkpoints, ("params", "frozen?", "model_state?", "ema?"), step=step
+    )
+    spec = _spec(found, root)
+    model, task, parameters = experiment.build_model(config, trust, spec)
+    saved_seeds = list(found.extra.get("seeds", config.seeds))
+    one = seeds.take(found.state, len(saved_seeds), saved_seeds.index(chosen))
+    trained = jax.tree.map(jnp.asarray, one["ema"] if one.get("ema") else one["params"])
+    optimizer = experiment.build_optimizer(config, trust, lambda count: 0.0)
+    abstract = jax.eval_shape(optimizer.init, trained)
+    if weights.keeps_average(abstract) and not one.get("ema"):
+        index = saved_seeds.index(chosen)
+        state = restoring.restore_subtree(checkpoints, "optimizer_state", step=found.step).state
+        state = seeds.take(state["optimizer_state"], len(saved_seeds), index)
+        state = names.unflatten(jax.tree.map(jnp.asarray, names.flatten(state)), abstract)
+        trained = weights.eval_params(config.optimizer.name, state, trained)
+    params = parameters.combine(
+        trained, jax.tree.map(jnp.asarray, one.get("frozen", {}))
+    )
+    state = jax.tree.map(jnp.asarray, one.get("model_state", {}))
+    return Trained(config, spec, model, task, params, state, chosen, found.step, found.notes)
+
+
+def describe_spec(spec: DataSpec) -> dict[str, Any]:
+    """Returns a spec as JSON can hold it; it is saved with each checkpoint."""
+    return {
+        "input_shape": list(spec.input_shape),
+        "input_dtype": str(spec.input_dtype),
+        "outputs": spec.outputs,
+    }
+
+
+def _spec(found: Restored, root: str) -> DataSpec:
+    try:
+        spec = found.extra["spec"]
+        return DataSpec(tuple(spec["input_shape"]), spec["input_dtype"], spec["outputs"])
+    except (KeyError, TypeError) as error:
+        raise UserError(
+            f"the checkpoint of step {found.step} in {root} doesn't say what data its model fits: "
+            "it was saved by something else"
+        ) from error
+
+
+def _checkpoint_of(path: str, step: int | None) -> tuple[str, int | None]:
+    match = re.fullmatch(rf"(.*)/{folder.CHECKPOINTS}/(\d+)/*", path)
+    return (match[1], int(match[2])) if match else (path, step)
