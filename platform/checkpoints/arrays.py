@@ -5,6 +5,8 @@ opens it without Lamina's classes. Typed keys are stored as their uint32 words. 
 without elements: they stand in the manifest only.
 """
 
+import gc
+import sys
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,8 +17,13 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from lamina.platform.checkpoints.failures import cause
 from lamina.platform.checkpoints.manifest import ArrayRecord, is_key
 from lamina.platform.checkpoints.names import nest
+
+
+class UnreadableError(Exception):
+    """The stored arrays can't be read; the message says why in one line."""
 
 
 def data_of(name: str, leaf: Any) -> jax.Array:
@@ -81,6 +88,9 @@ def read(
 
     Returns:
         Name to data; typed keys as uint32 words.
+
+    Raises:
+        UnreadableError: a file is missing, cut short or otherwise unreadable.
     """
     flat, args, result = {}, {}, {}
     for name, record in records.items():
@@ -97,16 +107,31 @@ def read(
                 sharding=sharding, global_shape=data.shape, dtype=data.dtype
             )
     if flat:
-        tree = handler().restore(
-            folder,
-            args=ocp.args.PyTreeRestore(
-                item=nest(flat), restore_args=nest(args), partial_restore=True
-            ),
+        request = ocp.args.PyTreeRestore(
+            item=nest(flat), restore_args=nest(args), partial_restore=True
         )
+        try:
+            tree = handler().restore(folder, args=request)
+        except Exception as error:  # whatever a damaged file provokes below
+            reason = cause(error)
+        else:
+            reason = ""
+        if reason:
+            _bury_abandoned_reads()
+            raise UnreadableError(reason)
         for name in records:
             if name not in result:
                 result[name] = _lookup(tree, _escape(name))
     return result
+
+
+def _bury_abandoned_reads() -> None:
+    """Collects the reads that Orbax leaves unawaited when one fails, without their tracebacks."""
+    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
+    try:
+        gc.collect()
+    finally:
+        sys.unraisablehook = hook
 
 
 def _place(value: np.ndarray, sharding: Sharding) -> jax.Array:

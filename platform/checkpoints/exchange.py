@@ -99,8 +99,15 @@ class Tensors(NamedTuple):
     metadata: dict[str, str]
 
     def tree(self) -> dict[str, Any]:
-        """The arrays as nested dicts, by the parts of their '/'-joined names."""
-        return nest(flatten(self.arrays))
+        """The arrays as nested dicts, by the parts of their '/'-joined names.
+
+        Raises:
+            UserError: one name leads into another ("a" and "a/b").
+        """
+        try:
+            return nest(flatten(self.arrays))
+        except ValueError as error:
+            raise UserError(f"these names make no tree: {error}") from error
 
 
 def import_tensors(path: epath.PathLike, *, finite: bool = False) -> Tensors:
@@ -139,7 +146,10 @@ def import_tensors(path: epath.PathLike, *, finite: bool = False) -> Tensors:
     for first, last, name in spans:
         dtype, shape = _DTYPES[header[name]["dtype"]], header[name]["shape"]
         # A slice may begin at any byte; numpy reads unaligned views correctly.
-        array = np.ndarray(shape, dtype, buffer=data[first:last].data)
+        try:
+            array = np.ndarray(shape, dtype, buffer=data[first:last].data)
+        except ValueError as error:
+            raise UserError(f"{source} is damaged: {name!r} has shape {shape}: {error}") from error
         if finite and jnp.issubdtype(dtype, jnp.floating):
             bad = array.size - int(np.isfinite(array.astype(np.float64)).sum())
             if bad:
@@ -195,13 +205,12 @@ def _read_header(source: epath.Path, content: np.ndarray) -> tuple[dict[str, Any
             f"{source} is a zip archive, such as PyTorch's pickles, not a safetensors file; "
             "pickles can run code and are never read: convert the file where it came from"
         )
-    if first[:1] == b"\x80" and first[1:2] in (b"\x02", b"\x03", b"\x04", b"\x05"):
-        # Might be a header length of the same bytes: decide by what follows.
-        if content[8:9].tobytes() != b"{":
-            raise UserError(
-                f"{source} is a pickle, not a safetensors file; pickles can run code and are never "
-                "read: convert the file where it came from"
-            )
+    # A header's length may begin with a pickle's first byte too, but then a header follows.
+    if first[:1] == b"\x80" and content[8:9].tobytes() != b"{":
+        raise UserError(
+            f"{source} is a pickle, not a safetensors file; pickles can run code and are never "
+            "read: convert the file where it came from"
+        )
     if content.size < 8:
         raise UserError(f"{source} is no safetensors file: it has {content.size} bytes")
     length = int.from_bytes(first, "little")

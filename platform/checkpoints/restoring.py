@@ -9,7 +9,6 @@ from jax.sharding import Sharding
 
 from lamina.platform.checkpoints import arrays as arrays_lib
 from lamina.platform.checkpoints import checksum, folders, manifest
-from lamina.platform.checkpoints.failures import cause
 from lamina.platform.checkpoints.manifest import ArrayRecord, BadManifest, Manifest
 from lamina.platform.checkpoints.names import nest
 from lamina.platform.checkpoints.processes import any_process
@@ -136,8 +135,8 @@ def _read_verified(
     with jax.transfer_guard("allow"):
         try:
             data = arrays_lib.read(folder, records, shardings)
-        except Exception as error:  # whatever a damaged file provokes below
-            problem = f"can't be read ({cause(error)[:300]})"
+        except arrays_lib.UnreadableError as error:
+            problem = f"can't be read ({str(error)[:300]})"
         if any_process(bool(problem)):
             return {}, problem or "can't be read by another process"
         wrong = [n for n, r in records.items() if not arrays_lib.check_data(data[n], r)]

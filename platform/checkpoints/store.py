@@ -117,12 +117,10 @@ class Store:
         self.wait()
         extra = json.loads(json.dumps(dict(extra or {})))
         leaves = flatten(state)
-        records = {name: manifest.describe(leaf) for name, leaf in leaves.items()}
         with jax.transfer_guard("allow"):
-            copies = {
-                name: arrays_lib.private_copy(arrays_lib.data_of(name, leaf))
-                for name, leaf in leaves.items()
-            }
+            data = {name: arrays_lib.data_of(name, leaf) for name, leaf in leaves.items()}
+            records = {name: manifest.describe(leaf) for name, leaf in leaves.items()}
+            copies = {name: arrays_lib.private_copy(array) for name, array in data.items()}
             jax.block_until_ready(copies)
             if self._already_saved(step, records, copies):
                 return False

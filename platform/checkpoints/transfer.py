@@ -89,7 +89,7 @@ def transfer(
     exclude: Sequence[str] = (),
     rename: Sequence[Sequence[str]] = (),
 ) -> Transferred:
-    """Takes parameters of `target` from `source`, by name.
+    r"""Takes parameters of `target` from `source`, by name.
 
     The source's names are rewritten by every pair of `rename` in turn (`re.sub`). Then each target
     parameter that is included (all, without `include`) and not excluded must be there under its
@@ -101,7 +101,7 @@ def transfer(
         target: the tree to fill: jax.Arrays, such as a fresh initialisation.
         include: regular expressions on target names. Default: all.
         exclude: regular expressions on target names. Default: none.
-        rename: (regular expression, replacement) pairs on source names; `\\1` is a group.
+        rename: (regular expression, replacement) pairs on source names; `\1` is a group.
 
     Raises:
         UserError: a parameter is missing in the source (with the nearest names), has another shape
