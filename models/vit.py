@@ -1,0 +1,170 @@
+"""Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from lamina.models import axes
+from lamina.models.attention import attend
+from lamina.models.layers import Dense, head, layer_norm, normal
+from lamina.models.spec import DataSpec, Output, require_image
+from lamina.models.stack import Stack
+
+#: depth, embed, heads (Dosovitskiy et al. 2021, table 1; ti and s: Touvron et al. 2021, table 1).
+PRESETS = {
+    "ti": (12, 192, 3),
+    "s": (12, 384, 6),
+    "b": (12, 768, 12),
+    "l": (24, 1024, 16),
+}
+
+
+class Block(nnx.Module):
+    """A pre-norm encoder block: self-attention, then a GELU MLP."""
+
+    def __init__(
+        self, rngs: nnx.Rngs, embed: int, heads: int, mlp: int, dtype: jnp.dtype, dropout: float
+    ):
+        into = ((embed,), (heads, embed // heads), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), dtype)
+        self.attention_norm = layer_norm(rngs, embed, dtype)
+        self.query = Dense(rngs, *into, init="xavier")
+        self.key = Dense(rngs, *into, init="xavier")
+        self.value = Dense(rngs, *into, init="xavier")
+        self.output = Dense(
+            rngs,
+            (heads, embed // heads),
+            (embed,),
+            (axes.HEADS, axes.HEAD_DIM, axes.EMBED),
+            dtype,
+            init="xavier",
+        )
+        self.mlp_norm = layer_norm(rngs, embed, dtype)
+        self.up = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, init="xavier")
+        self.down = Dense(rngs, (mlp,), (embed,), (axes.MLP, axes.EMBED), dtype, init="xavier")
+        self.dropout = nnx.Dropout(dropout)
+
+    def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Maps ``[B, T, D]`` to the same."""
+        x = self.attention_norm(x_BTD)
+        x = attend(self.query(x), self.key(x), self.value(x), causal=False)
+        x_BTD = x_BTD + self.dropout(self.output(x), rngs=rngs)
+        x = self.dropout(jax.nn.gelu(self.up(self.mlp_norm(x_BTD))), rngs=rngs)
+        return x_BTD + self.dropout(self.down(x), rngs=rngs)
+
+
+class ViT(nnx.Module):
+    """Patches, a stack of encoder blocks, pooling and a head; see ``vit``."""
+
+    def __init__(
+        self,
+        rngs: nnx.Rngs,
+        spec: DataSpec,
+        dtype: jnp.dtype,
+        sizes: tuple[int, int, int, int],
+        patch: int,
+        pool: str,
+        dropout: float,
+        scan: bool,
+        remat: str,
+    ):
+        height, width, channels = require_image(spec, "vit")
+        depth, embed, heads, mlp = sizes
+        self.patch, self.pool, self.dtype = patch, pool, dtype
+        pixels = patch * patch * channels
+        self.embed = Dense(
+            rngs, (pixels,), (embed,), (axes.PATCH, axes.EMBED), dtype, init="fan_in"
+        )
+        tokens = (height // patch) * (width // patch) + (pool == "token")
+        position = normal(0.02, axes.POSITION, axes.EMBED)
+        self.position = nnx.Param(position(rngs.params(), (tokens, embed), jnp.float32))
+        if pool == "token":
+            zeros = axes.annotate(nnx.initializers.zeros_init(), axes.EMBED)
+            self.token = nnx.Param(zeros(rngs.params(), (embed,), jnp.float32))
+        self.dropout = nnx.Dropout(dropout)
+        make = lambda keys: Block(keys, embed, heads, mlp, dtype, dropout)
+        self.layers = Stack(rngs, make, depth, scan=scan, remat=remat)
+        self.norm = layer_norm(rngs, embed, dtype)
+        self.head = head(rngs, embed, spec.outputs, dtype, init="zeros")
+
+    def __call__(self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None) -> Output:
+        """Maps ``[B, H, W, C]`` to logits ``[B, outputs]``."""
+        x_BTD = self.embed(patchify(inputs, self.patch))
+        if self.pool == "token":
+            token = jnp.broadcast_to(
+                self.token[...].astype(self.dtype)[None, None], (x_BTD.shape[0], 1, x_BTD.shape[2])
+            )
+            x_BTD = jnp.concatenate([token, x_BTD], axis=1)
+        x_BTD = self.dropout(x_BTD + self.position[...].astype(self.dtype)[None], rngs=rngs)
+        x_BTD = self.norm(self.layers(x_BTD, rngs=rngs))
+        if self.pool == "token":
+            features = x_BTD[:, 0]
+        else:
+            features = x_BTD.mean(1, dtype=jnp.float32).astype(self.dtype)
+        return Output(self.head(features).astype(jnp.float32), features)
+
+
+def patchify(images_BHWC: jax.Array, patch: int) -> jax.Array:
+    """Cuts images into patches in reading order: ``[B, T, patch * patch * C]``."""
+    batch, height, width, channels = images_BHWC.shape
+    rows, columns = height // patch, width // patch
+    x = images_BHWC.reshape(batch, rows, patch, columns, patch, channels)
+    return x.swapaxes(2, 3).reshape(batch, rows * columns, patch * patch * channels)
+
+
+def vit(
+    rngs: nnx.Rngs,
+    spec: DataSpec,
+    dtype: jnp.dtype,
+    *,
+    preset: str = "s",
+    patch: int = 16,
+    depth: int = 0,
+    embed: int = 0,
+    heads: int = 0,
+    mlp: int = 0,
+    pool: str = "token",
+    dropout: float = 0.0,
+    scan: bool = True,
+    remat: str = "none",
+) -> ViT:
+    """Builds a vision transformer.
+
+    Kernels start after Glorot & Bengio 2010, positions with deviation 0.02 and the head at zero,
+    as in the authors' code.
+
+    Args:
+        rngs: random streams.
+        spec: the data; images only.
+        dtype: compute dtype.
+        preset: "ti", "s", "b" or "l". Default: "s".
+        patch: rows and columns of a patch, in pixels. Default: 16.
+        depth: number of blocks; 0 takes the preset's.
+        embed: width; 0 takes the preset's.
+        heads: 0 takes the preset's.
+        mlp: hidden units; 0 takes 4 ``embed``.
+        pool: "token" (a class token) or "gap" (the mean of all patches). Default: "token".
+        dropout: rate after embedding, attention and both MLP layers. Default: 0.
+        scan: whether the blocks are stacked and run by a scan. Default: True.
+        remat: what the backward pass computes again, see ``lamina.models.stack``. Default: "none".
+
+    Raises:
+        ValueError: the examples are no images, or sizes that don't fit each other.
+    """
+    if preset not in PRESETS:
+        raise ValueError(f"unknown vit preset {preset!r}; it may be one of {sorted(PRESETS)}")
+    if pool not in ("token", "gap"):
+        raise ValueError(f"unknown pool {pool!r}; it may be 'token' or 'gap'")
+    height, width, _ = require_image(spec, "vit")
+    if height % patch or width % patch:
+        fitting = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
+        raise ValueError(
+            f"patch={patch} does not divide images of {height}x{width}; these do: {fitting}"
+        )
+    depth, embed, heads = (
+        given or default
+        for given, default in zip((depth, embed, heads), PRESETS[preset], strict=True)
+    )
+    if embed % heads:
+        raise ValueError(f"heads={heads} must divide embed={embed}")
+    sizes = (depth, embed, heads, mlp or 4 * embed)
+    return ViT(rngs, spec, dtype, sizes, patch, pool, dropout, scan, remat)
