@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from lamina.platform.data import order as orders
-from lamina.platform.data.dataset import Source
+from lamina.platform.data.dataset import Held, Source
 from lamina.platform.errors import UserError
 
 _ENDLESS = 2**40
@@ -89,7 +89,7 @@ def fetch(source: Source, indices: np.ndarray) -> dict[str, np.ndarray]:
     Raises:
         UserError: an example can't be read (the message names it), or examples differ in shape.
     """
-    if hasattr(source, "gather"):
+    if isinstance(source, Held):
         return {k: np.asarray(v) for k, v in source.gather(source.arrays, indices).items()}
     flat = [int(i) for i in indices.ravel()]
     try:

@@ -17,12 +17,9 @@ Example = dict[str, np.ndarray]
 class Source(Protocol):
     """Random access to the examples of one split.
 
-    A source may also have
-    - `arrays` (name to array) and a pure `gather(arrays, indices) -> batch` that works for numpy
-      arrays, jax arrays and indices of any shape: then it can be held on the device;
-    - `order(seed, first_position, count) -> int64 [count]`: its own endless order of examples in
-      place of `order.indices` (a mixture has one).
-    It must be picklable if worker processes shall read it.
+    A source may also be `Held`, and may have a method `order(seed, first_position, count) -> int64
+    [count]`: its own endless order of examples in place of `order.indices` (a mixture has one). It
+    must be picklable if worker processes shall read it.
     """
 
     def __len__(self) -> int:
@@ -35,6 +32,24 @@ class Source(Protocol):
 
     def __getitems__(self, indices: Sequence[int]) -> list[Example]:
         """Returns several examples at once."""
+        ...
+
+
+@runtime_checkable
+class Held(Source, Protocol):
+    """A source whose examples are in arrays, so that it can be held on the device.
+
+    Attributes:
+        arrays: name to array.
+    """
+
+    arrays: Mapping[str, Any]
+
+    def gather(self, arrays: Mapping[str, Any], indices: Any) -> dict[str, Any]:
+        """Returns the batch of the examples at `indices` (any shape).
+
+        Pure, and for numpy and jax arrays alike; `arrays` are the source's own, wherever they are.
+        """
         ...
 
 
@@ -110,8 +125,9 @@ class _Mapped(NamedTuple):
 
     @classmethod
     def of(cls, array: np.ndarray) -> "_Mapped | np.ndarray":
-        whole_file = isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap)
-        return cls(str(array.filename)) if whole_file else array
+        if isinstance(array, np.memmap) and isinstance(array.base, mmap.mmap):
+            return cls(str(array.filename))
+        return array
 
 
 class Subset:
@@ -141,10 +157,9 @@ class Subset:
 
 def subset(source: Source, indices: np.ndarray) -> Source:
     """Returns the examples of `source` at `indices`; in memory if `source` is."""
-    in_memory = isinstance(source, ArraySource) and not any(
+    if isinstance(source, ArraySource) and not any(
         isinstance(array, np.memmap) for array in source.arrays.values()
-    )
-    if in_memory:
+    ):
         return ArraySource(source.gather(source.arrays, indices))
     return Subset(source, indices)
 

@@ -19,9 +19,9 @@ def digits() -> Dataset:
     """
     from sklearn.datasets import load_digits
 
-    raw = load_digits()
-    images = (raw.images / _BRIGHTEST).astype(np.float32)[..., None]
-    labels = raw.target.astype(np.int32)
+    pixels, targets = load_digits(return_X_y=True)
+    images = (pixels.reshape(-1, 8, 8, 1) / _BRIGHTEST).astype(np.float32)
+    labels = targets.astype(np.int32)
     parts = stratified(labels, _FRACTIONS, _KEY)
     splits = {
         name: ArraySource({"inputs": images[part], "labels": labels[part]})

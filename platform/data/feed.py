@@ -20,7 +20,7 @@ import numpy as np
 from absl import flags
 
 from lamina.platform.data import batches, order
-from lamina.platform.data.dataset import Source
+from lamina.platform.data.dataset import Held, Source
 from lamina.platform.errors import UserError
 
 DEVICE_LIMIT = 2**30
@@ -75,17 +75,15 @@ def choose_placement(source: Source, placement: str = "auto") -> str:
     Raises:
         UserError: an unknown placement, or "device" for a split that isn't in memory.
     """
-    arrays = getattr(source, "arrays", None)
     if placement == "auto":
-        fits = arrays is not None and sum(a.nbytes for a in arrays.values()) <= DEVICE_LIMIT
+        fits = isinstance(source, Held) and (
+            sum(array.nbytes for array in source.arrays.values()) <= DEVICE_LIMIT
+        )
         return "device" if fits else "grain"
     if placement not in ("device", "grain"):
         raise UserError(f"data.placement = {placement!r} should be 'auto', 'device' or 'grain'")
-    if placement == "device" and arrays is None:
-        raise UserError(
-            f"data.placement = 'device' needs a data set that is held in memory, and {source!r} "
-            "is read example by example: use 'grain' or 'auto'"
-        )
+    if placement == "device":
+        _held(source)
     return placement
 
 
@@ -122,7 +120,7 @@ def device_feed(
     """Returns a feed that gathers batches from arrays on the device.
 
     Args:
-        source: the training split; it has `arrays` and `gather` (see `ArraySource`).
+        source: the training split; it is `Held`.
         batch_size: rows of the global batch (of one seed).
         seed: data seed.
         seeds: values of the training seeds that have each their own order; () for one order.
@@ -130,11 +128,10 @@ def device_feed(
         process_count: number of slices.
         sharding: where to put the arrays (replicated over the mesh); default: the default device.
     """
-    choose_placement(source, "device")
+    held = _held(source)
     _check_not_empty(source)
     rows = batches.rows_of_process(batch_size, process_index, process_count)
     order_seeds = _order_seeds(seed, seeds)
-    gather = source.gather
 
     def read(first_step: int, count: int) -> np.ndarray:
         chosen = batches.training_indices(
@@ -143,9 +140,9 @@ def device_feed(
         return chosen if seeds else chosen[:, 0]
 
     def select(constants: Any, row: Any) -> dict[str, jax.Array]:
-        return normalise(gather(constants, row))
+        return normalise(held.gather(constants, row))
 
-    return Feed(jax.device_put(source.arrays, sharding), read, select, _nothing)
+    return Feed(jax.device_put(held.arrays, sharding), read, select, _nothing)
 
 
 def grain_feed(
@@ -204,16 +201,16 @@ def evaluation_feed(
     if choose_placement(source, placement) == "grain":
         reader = _Reader(batches.EvaluationBatches(source, batch_size, rows), workers, prefetch)
         return Feed({}, reader.read, _select_batch, reader.close, steps)
-    gather = source.gather
+    held = _held(source)
 
     def read(first_step: int, count: int) -> dict[str, np.ndarray]:
         chosen, weights = batches.evaluation_indices(n, batch_size, rows, first_step, count)
         return {"indices": chosen.astype(np.int32), "weights": weights}
 
     def select(constants: Any, row: Any) -> dict[str, jax.Array]:
-        return normalise(batches.weighted(gather(constants, row["indices"]), row["weights"]))
+        return normalise(batches.weighted(held.gather(constants, row["indices"]), row["weights"]))
 
-    return Feed(jax.device_put(source.arrays, sharding), read, select, _nothing, steps)
+    return Feed(jax.device_put(held.arrays, sharding), read, select, _nothing, steps)
 
 
 def _select_batch(constants: Any, row: Any) -> dict[str, jax.Array]:
@@ -227,6 +224,15 @@ def _nothing() -> None:
 
 def _order_seeds(seed: int, seeds: Sequence[int]) -> tuple[int, ...]:
     return tuple(order.seed_for(seed, value) for value in seeds) or (seed,)
+
+
+def _held(source: Source) -> Held:
+    if not isinstance(source, Held):
+        raise UserError(
+            f"data.placement = 'device' needs a data set that is held in memory, and {source!r} "
+            "is read example by example: use 'grain' or 'auto'"
+        )
+    return source
 
 
 def _check_not_empty(source: Source) -> None:
@@ -251,10 +257,11 @@ class _Reader:
     def read(self, first_step: int, count: int) -> dict[str, np.ndarray]:
         if self._closed:
             raise RuntimeError("this feed was closed")
-        if self._iterator is None or first_step != self._next_step:
-            self._start(first_step)
+        iterator = self._iterator
+        if iterator is None or first_step != self._next_step:
+            iterator = self._start(first_step)
         try:
-            rows = [next(self._iterator) for _ in range(count)]
+            rows = [next(iterator) for _ in range(count)]
         except UserError:
             self._stop()
             raise
@@ -271,7 +278,7 @@ class _Reader:
         self._closed = True
         self._stop()
 
-    def _start(self, first_step: int) -> None:
+    def _start(self, first_step: int) -> Any:
         import grain
 
         self._stop()
@@ -289,8 +296,9 @@ class _Reader:
         else:
             threads = min(READING_THREADS, self._prefetch)
             ahead = steps.to_iter_dataset(grain.ReadOptions(threads, self._prefetch))
-        self._iterator = iter(ahead)
-        self._iterator.start_prefetch()
+        self._iterator = iterator = iter(ahead)
+        iterator.start_prefetch()
+        return iterator
 
     def _stop(self) -> None:
         if self._iterator is not None:

@@ -212,10 +212,11 @@ class Mixing:
 
 def concatenate(sources: Sequence[Source], pattern: np.ndarray | None = None) -> Source:
     """Returns sources one after another, in memory if all are; see `Concatenation`."""
-    keys = [sorted(s.arrays) if type(s) is ArraySource else None for s in sources]
-    if keys[0] is None or any(key != keys[0] for key in keys):
+    held = [source for source in sources if type(source) is ArraySource]
+    keys = sorted(held[0].arrays) if held else []
+    if len(held) < len(sources) or any(sorted(source.arrays) != keys for source in held):
         return Concatenation(sources, pattern)
-    arrays = {k: np.concatenate([s.arrays[k] for s in sources]) for k in keys[0]}
+    arrays = {key: np.concatenate([source.arrays[key] for source in held]) for key in keys}
     if pattern is None:
         return ArraySource(arrays)
     return MixedArrays(arrays, Mixing(pattern, [len(source) for source in sources]))

@@ -68,7 +68,6 @@ def pack(documents: Sequence[np.ndarray], context: int, separator: int) -> dict[
     shape = (int(rows.max(initial=-1)) + 1, context)
     fields = ("inputs", "labels", "segments", "positions")
     packed = {name: np.zeros(shape, np.int32) for name in fields}
-    packed["weights"] = np.zeros(shape, np.float32)
     segments = np.zeros(shape[0], np.int32)
     for (inputs, labels), row, offset in zip(pieces, rows, offsets, strict=True):
         place = (row, slice(offset, offset + len(inputs)))
@@ -76,5 +75,4 @@ def pack(documents: Sequence[np.ndarray], context: int, separator: int) -> dict[
         packed["inputs"][place], packed["labels"][place] = inputs, labels
         packed["segments"][place] = segments[row]
         packed["positions"][place] = np.arange(len(inputs))
-        packed["weights"][place] = 1
-    return packed
+    return packed | {"weights": (packed["segments"] > 0).astype(np.float32)}

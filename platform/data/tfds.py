@@ -88,25 +88,29 @@ def open_splits(
     import tensorflow_datasets
 
     folder = _folder(dataset, data_dir)
-    builder = tensorflow_datasets.builder_from_directory(folder)
+    # TFDS decorates its functions in ways that hide their types.
+    builder: Any = tensorflow_datasets.builder_from_directory(folder)
     info = builder.info
     if info.file_format is None or info.file_format.value not in ("array_record", "parquet"):
         raise UserError(
             f"{folder} is prepared as {info.file_format and info.file_format.value}, which can't "
             f"be read by position: {_how_to_prepare(dataset)}"
         )
+    kinds = tensorflow_datasets.features
     features = info.features
+    if not isinstance(features, kinds.FeaturesDict):
+        raise UserError(f"{dataset} has no named features, but {features!r}")
     for option, name in (("inputs", inputs), ("labels", labels)):
         if name and name not in features:
             raise UserError(
                 f"data.{option} = {name!r} is not a feature of {dataset}: it has "
                 + ", ".join(sorted(features))
             )
-    kinds = tensorflow_datasets.features
+    # We decode the image that is asked for, and TFDS shall decode none of the others.
     decoders = {
         name: tensorflow_datasets.decode.SkipDecoding()
-        for name in (inputs,)
-        if isinstance(features[name], kinds.Image)
+        for name, feature in features.items()
+        if isinstance(feature, kinds.Image)
     }
     feature = features[inputs]
     read_input, shape, dtype = _reader_of_inputs(feature, kinds, image_size, context, inputs)
@@ -120,7 +124,7 @@ def open_splits(
         names, outputs = (), tokens.BYTES
         read = functools.partial(_next_byte, inputs, context)
     splits = {
-        name: PreparedSource(builder.as_data_source(name, decoders=decoders or None), read)
+        name: PreparedSource(builder.as_data_source(split=name, decoders=decoders or None), read)
         for name in info.splits
     }
     described = f"TFDS {info.full_name}: {' '.join((info.description or '').split())[:300]}"
