@@ -7,9 +7,9 @@ Runs in an environment that has torch and needs nothing else:
 It prints one line of JSON: the versions, the threads, the machine's load average before and after
 (times of a busy machine compare with nothing), and for each model and mode the median, the
 quartiles and the fastest of the milliseconds per step, with the number of parameters, by which a
-driver can see that both sides do the same work. A step is
-forward, cross-entropy, backward and AdamW (PyTorch's fused one, its fastest on the CPU) on batches
-that are in memory already: reading data is not in it.
+driver can see that both sides do the same work. A step is forward, cross-entropy, backward and
+AdamW (PyTorch's fused one, its fastest on the CPU) on batches that are in memory already: reading
+data is not in it.
 
 The models are those that Lamina builds from `lamina_config` in the output, in float32:
 

@@ -1,5 +1,6 @@
 """Every optimizer of the table runs in the step; some against their formulas; wrong keys raise."""
 
+import doctest
 import functools
 import re
 
@@ -10,7 +11,7 @@ import optax
 import pytest
 
 from lamina.platform.errors import UserError
-from lamina.platform.optimizers import adapted
+from lamina.platform.optimizers import adapted, table
 from lamina.platform.optimizers.table import CONVENTIONS, OPTIMIZERS, create, options
 
 PARAMETER_FREE = ("cocob", "dadapt_adamw", "dog", "dowg", "lbfgs", "momo", "polyak_sgd", "prodigy")
@@ -251,6 +252,12 @@ def test_zero_stands_for_none_where_the_library_takes_none():
     assert jax.tree.leaves(create("sgd", 0.1, momentum=0.9).init(start()))
     moments = create("adamw", 0.1, mu_dtype="bfloat16").init(start())[0].mu
     assert moments["b"].dtype == jnp.bfloat16
+
+
+def test_the_examples_in_the_docstrings_are_true():
+    result = doctest.testmod(table)
+    assert result.attempted
+    assert not result.failed
 
 
 def test_conventions_are_about_optimizers_that_exist():
