@@ -64,6 +64,21 @@ def handler() -> ocp.PyTreeCheckpointHandler:
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
+def checkpointer(timeout: float) -> ocp.AsyncCheckpointer:
+    """The Orbax checkpointer that writes in the background.
+
+    It creates its folders before `save` returns. Orbax can do this in the background too, but then
+    a folder that can't be created leaves threads that hold up the end of the process.
+
+    Args:
+        timeout: seconds that processes wait for each other.
+    """
+    options = ocp.options.AsyncOptions(
+        timeout_secs=int(timeout), create_directories_asynchronously=False
+    )
+    return ocp.AsyncCheckpointer(handler(), async_options=options)
+
+
 def _escape(name: str) -> str:
     """Orbax joins the parts of a name by dots, so dots inside a part are escaped."""
     return name.replace("%", "%25").replace(".", "%2E")

@@ -9,7 +9,7 @@ from jax.experimental import multihost_utils
 
 from lamina.platform.checkpoints import manifest
 
-TIMEOUT = 1200.0  # seconds that processes wait for each other's part of a save; as in Orbax
+TIMEOUT = 600.0  # seconds that processes wait for each other's part of a save
 _SUMS = "checksums"
 
 
@@ -48,6 +48,27 @@ def any_process(flag: bool) -> bool:
     if jax.process_count() == 1:
         return flag
     return bool(np.any(multihost_utils.process_allgather(np.int32(flag))))
+
+
+def check_writable(directory: epath.Path) -> None:
+    """With several processes, has process 0 try the folder before all begin to save.
+
+    A process that failed alone would leave the others waiting for it.
+
+    Raises:
+        OSError: the folder can't be written, in all processes.
+    """
+    if jax.process_count() == 1:
+        return
+    problem: OSError | None = None
+    if jax.process_index() == 0:
+        try:
+            (directory / ".saving-probe").write_text("")
+            (directory / ".saving-probe").unlink()
+        except OSError as error:
+            problem = error
+    if any_process(problem is not None):
+        raise problem or OSError("process 0 could not write to the folder")
 
 
 def barrier(name: str) -> None:

@@ -128,13 +128,14 @@ class Store:
             stage = self._stage(name)
             self._saving_step = step
             try:
-                self._checkpointer = self._checkpointer or ocp.AsyncCheckpointer(
-                    arrays_lib.handler(), timeout_secs=int(processes.TIMEOUT)
+                processes.check_writable(self.directory)
+                self._checkpointer = self._checkpointer or arrays_lib.checkpointer(
+                    processes.TIMEOUT
                 )
                 self._checkpointer.save(stage, args=arrays_lib.save_args(copies))
             except Exception as error:
                 self._abandon(stage, error)
-                self.wait()
+                self._join()
         job = Manifest(int(step), records, extra)
         # Not a daemon: an interpreter that exits waits for the save.
         self._thread = threading.Thread(
@@ -147,8 +148,22 @@ class Store:
         """Waits for the save under way.
 
         Raises:
-            CheckpointError: that save failed; raised once. Earlier checkpoints are intact.
+            CheckpointError: that save failed, in this process or another; raised once. Earlier
+                checkpoints are intact.
         """
+        try:
+            self._join()
+        except CheckpointError:
+            processes.any_process(True)
+            raise
+        if processes.any_process(False):
+            raise CheckpointError(
+                f"another process could not save its part of the checkpoint of step "
+                f"{self._saving_step} in {self.directory}. Earlier checkpoints are intact."
+            )
+
+    def _join(self) -> None:
+        """Waits for this process's part of the save under way, and raises its error."""
         if self._thread is not None:
             self._thread.join()
             self._thread = None
@@ -157,13 +172,15 @@ class Store:
             raise failure
 
     def close(self) -> None:
-        """Waits for the save under way, and frees Orbax's threads.
+        """Waits for this process's part of the save under way, and frees Orbax's threads.
+
+        Call it in a `finally`: a program that ends without it may lose the save under way.
 
         Raises:
-            CheckpointError: as `wait`.
+            CheckpointError: that save failed.
         """
         try:
-            self.wait()
+            self._join()
         finally:
             if self._checkpointer is not None:
                 self._checkpointer.close()
@@ -185,6 +202,7 @@ class Store:
         Raises:
             UserError: every checkpoint is damaged (nothing is deleted); or the checkpoint is that
                 of another model; or there is none of this step.
+            CheckpointError: as `wait`, before anything is read; call again to go on.
         """
         self.wait()
         wanted = flatten(abstract_state)
