@@ -2,6 +2,7 @@
 
 import functools
 import io
+import math
 import os
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -117,7 +118,7 @@ def open_splits(
     if labels:
         names, outputs = _classes(features[labels], kinds, labels)
         read = functools.partial(_labelled, inputs, labels, read_input, outputs > 0)
-        outputs = outputs or int(np.prod(features[labels].shape, dtype=int))
+        outputs = outputs or _size(features[labels])
     else:
         if not isinstance(feature, kinds.Text):
             raise UserError(f'data.labels = "" needs text, and {inputs!r} is {feature!r}')
@@ -226,6 +227,10 @@ def _classes(feature: Any, kinds: Any, name: str) -> tuple[tuple[str, ...], int]
     raise UserError(
         f"data.labels = {name!r} is {feature!r}: it should be a ClassLabel or a float target"
     )
+
+
+def _size(feature: Any) -> int:
+    return math.prod(feature.shape)
 
 
 def decode_image(encoded: bytes, channels: int, size: int = 0) -> np.ndarray:

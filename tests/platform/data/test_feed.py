@@ -1,5 +1,8 @@
 """Both placements give the same batches, from any step, in any number of processes and workers."""
 
+import multiprocessing
+import os
+import signal
 import time
 
 import jax
@@ -174,6 +177,19 @@ def test_an_unreadable_example_is_named(workers):
     with pytest.raises(UserError, match=r"example 13 of Broken\(\) .*disk on fire"):
         opened.read(0, 5)
     opened.close()
+
+
+@pytest.mark.slow
+def test_a_killed_worker_is_reported_instead_of_waited_for(source):
+    opened = feed.grain_feed(source, B, 0, workers=1, prefetch=1)
+    opened.read(0, 1)
+    (worker,) = multiprocessing.active_children()
+    os.kill(worker.pid, signal.SIGKILL)
+    with pytest.raises(UserError, match="terminated unexpectedly"):
+        for step in range(1, 20):
+            opened.read(step, 1)
+    opened.close()
+    assert not multiprocessing.active_children()
 
 
 def test_examples_of_different_shapes_are_refused():
