@@ -5,7 +5,7 @@ keys by keyword. The update functions take `(grads, state, params, *, value, gra
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax.numpy as jnp
 import optax
@@ -43,24 +43,29 @@ def ademamix(
     References:
         Pagliardini et al., The AdEMAMix Optimizer, https://arxiv.org/abs/2409.03137
     """
-    if warmup_steps <= 0:
-        b3_t, alpha_t = b3, alpha
-    else:
 
-        def progress(count):
-            return jnp.minimum((count + 1) / warmup_steps, 1.0)
+    def progress(count):
+        return jnp.minimum((count + 1) / warmup_steps, 1.0)
 
-        def alpha_t(count):
-            return alpha * progress(count)
+    def alpha_t(count):
+        return alpha * progress(count)
 
-        def b3_t(count):
-            share, log_b1, log_b3 = progress(count), jnp.log(b1), jnp.log(b3)
-            slow = jnp.exp(log_b1 * log_b3 / ((1 - share) * log_b3 + share * log_b1))
-            return jnp.minimum(slow, b3)
+    def b3_t(count):
+        share, log_b1, log_b3 = progress(count), jnp.log(b1), jnp.log(b3)
+        slow = jnp.exp(log_b1 * log_b3 / ((1 - share) * log_b3 + share * log_b1))
+        return jnp.minimum(slow, b3)
 
-    return contrib.ademamix(
-        learning_rate, b1=b1, b2=b2, b3=b3_t, alpha=alpha_t, eps=eps, weight_decay=weight_decay
+    warm = warmup_steps > 0
+    optimizer = contrib.ademamix(
+        learning_rate,
+        b1=b1,
+        b2=b2,
+        b3=b3_t if warm else b3,
+        alpha=alpha_t if warm else alpha,
+        eps=eps,
+        weight_decay=weight_decay,
     )
+    return optax.with_extra_args_support(optimizer)
 
 
 def lbfgs(
@@ -96,9 +101,9 @@ def lbfgs(
         raise ValueError(f"line_search = {line_search!r} should be one of {', '.join(searches)}")
     inner = optax.lbfgs(learning_rate, memory_size, scale_init_precond, searches[line_search]())
 
-    def update(grads, state, params=None, *, value=None, grad=None, value_fn=None, **unused):
+    def update(updates, state, params=None, *, value=None, grad=None, value_fn=None, **unused):
         del unused  # the line search would hand them on to value_fn
-        return inner.update(grads, state, params, value=value, grad=grad, value_fn=value_fn)
+        return inner.update(updates, state, params, value=value, grad=grad, value_fn=value_fn)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -174,9 +179,9 @@ def sophia(learning_rate, **options) -> optax.GradientTransformationExtraArgs:
     """
     inner = contrib.sophia(learning_rate, **options)
 
-    def update(grads, state, params=None, *, value_fn, **unused):
+    def update(updates, state, params=None, *, value_fn=None, **unused):
         del unused  # sophia would hand them on to the Hessian estimate
-        return inner.update(grads, state, params, obj_fn=value_fn)
+        return inner.update(updates, state, params, obj_fn=value_fn)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
 
@@ -239,9 +244,11 @@ def schedule_free_adamw(
     return _schedule_free(base, learning_rate, b1, weight_lr_power)
 
 
-def _schedule_free(base, learning_rate, b1, weight_lr_power):
+def _schedule_free(
+    base: optax.GradientTransformation, learning_rate: Any, b1: float, weight_lr_power: float
+) -> optax.GradientTransformationExtraArgs:
     """Wraps `base`; optax counts from 1 in this wrapper but from 0 in `base`: align the two."""
-    aligned = learning_rate
+    aligned: Any = learning_rate
     if callable(learning_rate):
         aligned = lambda count: learning_rate(count - 1)
     return contrib.schedule_free(base, aligned, b1=b1, weight_lr_power=weight_lr_power)
