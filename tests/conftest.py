@@ -2,9 +2,14 @@
 
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
+import pytest
+
 FLAGS = ("--xla_force_host_platform_device_count=8",)
+STRICT = ("sharding", "platform/data", "platform/checkpoints", "platform/merging")
+"""Folders whose tests run without implicit promotion of dtypes: optax and Flax's norms need it."""
 
 
 def _set_environment() -> None:
@@ -24,3 +29,15 @@ def _set_environment() -> None:
 
 
 _set_environment()
+
+
+@pytest.fixture(autouse=True)
+def _strict_dtypes(request: pytest.FixtureRequest) -> Iterator[None]:
+    folder = request.path.parent.relative_to(Path(__file__).parent)
+    if not any(folder.is_relative_to(strict) for strict in STRICT):
+        yield
+        return
+    import jax
+
+    with jax.numpy_dtype_promotion("strict"):
+        yield
