@@ -7,7 +7,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamina.models.convolution import Conv, max_pool
-from lamina.models.layers import head, image_norm
+from lamina.models.layers import head
+from lamina.models.norms import image_norm
 from lamina.models.spec import DataSpec, Output, require_image
 
 

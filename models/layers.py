@@ -1,7 +1,6 @@
-"""Layers shared by the model families: annotated dense maps, norms, dropout.
+"""Layers shared by the model families: annotated dense maps and how they start.
 
-Parameters are float32; ``dtype`` is what a layer computes in. Norms compute their statistics in
-float32 whatever ``dtype`` is.
+Parameters are float32; ``dtype`` is what a layer computes in.
 """
 
 import math
@@ -91,61 +90,6 @@ def kernel_init(kind: str, inputs: int, outputs: int, scale: float = 1.0) -> axe
 def normal(std: float, *names: str) -> axes.Initializer:
     """Returns an annotated normal initializer of standard deviation ``std``."""
     return axes.annotate(nnx.initializers.normal(std), *names)
-
-
-def layer_norm(rngs: nnx.Rngs, features: int, dtype: jnp.dtype) -> nnx.LayerNorm:
-    """Layer norm (Ba et al. 2016) over the last dimension, epsilon 1e-6 as in ViT."""
-    return nnx.LayerNorm(features, epsilon=1e-6, dtype=dtype, rngs=rngs, **_norm_inits())
-
-
-def rms_norm(rngs: nnx.Rngs, features: int, dtype: jnp.dtype) -> nnx.RMSNorm:
-    """Root mean square norm (Zhang & Sennrich 2019), epsilon 1e-6 as in LLaMA."""
-    scale = axes.annotate(nnx.initializers.ones_init(), axes.NORM)
-    return nnx.RMSNorm(features, epsilon=1e-6, dtype=dtype, scale_init=scale, rngs=rngs)
-
-
-def image_norm(
-    kind: str, rngs: nnx.Rngs, channels: int, dtype: jnp.dtype, *, zero_scale: bool = False
-) -> nnx.Module:
-    """Norm of feature maps ``[B, H, W, C]``.
-
-    Args:
-        kind: "batch" (Ioffe & Szegedy 2015; momentum 0.9 and epsilon 1e-5 as in torchvision),
-            "group" (Wu & He 2018; at most 32 groups of at least 4 channels) or "none".
-        rngs: random streams.
-        channels: C.
-        dtype: compute dtype.
-        zero_scale: starts the scale at zero, for the last norm of a residual branch
-            (Goyal et al. 2017). Default: False.
-
-    Raises:
-        ValueError: an unknown kind.
-    """
-    inits = _norm_inits(zero_scale)
-    if kind == "batch":
-        return nnx.BatchNorm(channels, momentum=0.9, epsilon=1e-5, dtype=dtype, rngs=rngs, **inits)
-    if kind == "group":
-        groups = math.gcd(channels, min(32, max(1, channels // 4)))
-        return nnx.GroupNorm(channels, num_groups=groups, dtype=dtype, rngs=rngs, **inits)
-    if kind == "none":
-        return Identity()
-    raise ValueError(f"unknown norm {kind!r}; it may be 'batch', 'group' or 'none'")
-
-
-class Identity(nnx.Module):
-    """Returns its input."""
-
-    def __call__(self, x: jax.Array) -> jax.Array:
-        """Returns ``x``."""
-        return x
-
-
-def _norm_inits(zero_scale: bool = False) -> dict[str, axes.Initializer]:
-    scale = nnx.initializers.zeros_init() if zero_scale else nnx.initializers.ones_init()
-    return {
-        "scale_init": axes.annotate(scale, axes.NORM),
-        "bias_init": axes.annotate(nnx.initializers.zeros_init(), axes.NORM),
-    }
 
 
 def head(

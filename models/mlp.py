@@ -8,7 +8,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamina.models import axes
-from lamina.models.layers import Dense, head, layer_norm
+from lamina.models.layers import Dense, head
+from lamina.models.norms import LayerNorm
 from lamina.models.spec import DataSpec, Output
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "tanh": jnp.tanh}
@@ -32,7 +33,7 @@ class MLP(nnx.Module):
             Dense(rngs, (a,), (b,), (axes.EMBED, axes.MLP), dtype, init="he")
             for a, b in itertools.pairwise(sizes)
         )
-        self.norms = nnx.List(layer_norm(rngs, b, dtype) for b in widths if norm)
+        self.norms = nnx.List(LayerNorm(rngs, b, dtype) for b in widths if norm)
         self.dropout = nnx.Dropout(dropout)
         self.head = head(rngs, sizes[-1], spec.outputs, dtype)
         self.activation = activation

@@ -5,7 +5,8 @@ import jax.numpy as jnp
 from flax import nnx
 
 from lamina.models.convolution import Conv
-from lamina.models.layers import head, image_norm
+from lamina.models.layers import head
+from lamina.models.norms import image_norm
 from lamina.models.spec import DataSpec, Output, require_image
 
 #: Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1 and section 4.2).

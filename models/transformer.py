@@ -13,8 +13,9 @@ from flax import nnx
 
 from lamina.models import axes
 from lamina.models.attention import attend, attend_cached
-from lamina.models.layers import Dense, normal, rms_norm
+from lamina.models.layers import Dense, normal
 from lamina.models.ngrams import ABSENT, NgramEmbedding
+from lamina.models.norms import RMSNorm
 from lamina.models.spec import DataSpec, Output
 from lamina.models.stack import Stack
 
@@ -75,7 +76,7 @@ class Block(nnx.Module):
             names = (axes.EMBED, name, axes.HEAD_DIM)
             return Dense(rngs, (embed,), (count, units), names, dtype, bias=False)
 
-        self.attention_norm = rms_norm(rngs, embed, dtype)
+        self.attention_norm = RMSNorm(rngs, embed, dtype)
         self.query = project(heads, axes.HEADS)
         self.key = project(groups, axes.KV_HEADS)
         self.value = project(groups, axes.KV_HEADS)
@@ -83,7 +84,7 @@ class Block(nnx.Module):
         self.output = Dense(
             rngs, (heads, units), (embed,), names, dtype, scale=residual, bias=False
         )
-        self.mlp_norm = rms_norm(rngs, embed, dtype)
+        self.mlp_norm = RMSNorm(rngs, embed, dtype)
         self.gate = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, bias=False)
         self.up = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, bias=False)
         self.down = Dense(
@@ -159,7 +160,7 @@ class Transformer(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
         make = lambda keys: Block(keys, sizes, dtype, dropout, attention)
         self.layers = Stack(rngs, make, sizes.depth, scan=scan, remat=remat)
-        self.norm = rms_norm(rngs, sizes.embed, dtype)
+        self.norm = RMSNorm(rngs, sizes.embed, dtype)
         if not tied:
             names = axes.VOCAB, axes.EMBED
             unembedding = normal(EMBEDDING_STD, *names)

@@ -6,7 +6,8 @@ from flax import nnx
 
 from lamina.models import axes
 from lamina.models.attention import attend
-from lamina.models.layers import Dense, head, layer_norm, normal
+from lamina.models.layers import Dense, head, normal
+from lamina.models.norms import LayerNorm
 from lamina.models.spec import DataSpec, Output, require_image
 from lamina.models.stack import Stack
 
@@ -26,7 +27,7 @@ class Block(nnx.Module):
         self, rngs: nnx.Rngs, embed: int, heads: int, mlp: int, dtype: jnp.dtype, dropout: float
     ):
         into = ((embed,), (heads, embed // heads), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), dtype)
-        self.attention_norm = layer_norm(rngs, embed, dtype)
+        self.attention_norm = LayerNorm(rngs, embed, dtype)
         self.query = Dense(rngs, *into, init="xavier")
         self.key = Dense(rngs, *into, init="xavier")
         self.value = Dense(rngs, *into, init="xavier")
@@ -38,7 +39,7 @@ class Block(nnx.Module):
             dtype,
             init="xavier",
         )
-        self.mlp_norm = layer_norm(rngs, embed, dtype)
+        self.mlp_norm = LayerNorm(rngs, embed, dtype)
         self.up = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, init="xavier")
         self.down = Dense(rngs, (mlp,), (embed,), (axes.MLP, axes.EMBED), dtype, init="xavier")
         self.dropout = nnx.Dropout(dropout)
@@ -83,7 +84,7 @@ class ViT(nnx.Module):
         self.dropout = nnx.Dropout(dropout)
         make = lambda keys: Block(keys, embed, heads, mlp, dtype, dropout)
         self.layers = Stack(rngs, make, depth, scan=scan, remat=remat)
-        self.norm = layer_norm(rngs, embed, dtype)
+        self.norm = LayerNorm(rngs, embed, dtype)
         self.head = head(rngs, embed, spec.outputs, dtype, init="zeros")
 
     def __call__(self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None) -> Output:
