@@ -49,7 +49,8 @@ def private_copy(array: jax.Array) -> jax.Array:
     """An array that stays intact when the caller donates the original.
 
     On CPU, host memory is the device's memory and Orbax writes straight from it, so it is copied
-    here. On other devices Orbax copies to the host before its save call returns.
+    here (today's runtime declines a donation while somebody reads, but nothing promises it). On
+    other devices Orbax copies to the host before its save call returns.
     """
     on_cpu = all(device.platform == "cpu" for device in array.sharding.device_set)
     return jnp.copy(array) if on_cpu else array

@@ -15,6 +15,7 @@ speed of `zlib.crc32` (about 4 GB/s for 4-byte elements), and numpy frees the in
 import functools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import jax
 import numpy as np
@@ -105,11 +106,32 @@ def _starts(index: tuple[slice, ...]) -> tuple[int, ...]:
     return tuple(part.start or 0 for part in index)
 
 
-def own_share(array: jax.Array) -> int:
-    """This process's share: its shards that are the first copy of their part of the array."""
-    shards = [s for s in array.addressable_shards if s.replica_id == 0]
-    parts = (partial_sum(np.asarray(s.data), _starts(s.index), array.shape) for s in shards)
-    return sum(parts) & _MASK
+class Blocks(NamedTuple):
+    """The values of an array that this process answers for, on the host."""
+
+    shape: tuple[int, ...]  # the whole array's
+    parts: tuple[tuple[tuple[int, ...], np.ndarray], ...]  # (starts, values)
+
+
+def on_host(arrays: Mapping[str, jax.Array]) -> dict[str, Blocks]:
+    """By name, this process's shards that are the first copy of their part of the array.
+
+    On CPU these are views of the arrays' memory, elsewhere copies; both outlive a donation.
+    """
+    shards = {n: [s for s in a.addressable_shards if s.replica_id == 0] for n, a in arrays.items()}
+    for shard in (s for group in shards.values() for s in group):
+        shard.data.copy_to_host_async()  # all transfers at once
+    return {
+        name: Blocks(
+            arrays[name].shape, tuple((_starts(s.index), np.asarray(s.data)) for s in group)
+        )
+        for name, group in shards.items()
+    }
+
+
+def own_share(blocks: Blocks) -> int:
+    """This process's share of the checksum of an array."""
+    return sum(partial_sum(part, starts, blocks.shape) for starts, part in blocks.parts) & _MASK
 
 
 def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int | None]:

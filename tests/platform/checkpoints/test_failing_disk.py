@@ -139,40 +139,95 @@ def test_a_folder_that_cannot_be_created_is_reported_with_its_name(read_only, tm
         open_store(tmp_path / "file" / "inside")
 
 
-SAVER = """
-import sys
+# Imports once and forks a saver per line of its input, before JAX has started any thread.
+SAVERS = """
+import importlib, os, signal, sys, warnings
 import jax.numpy as jnp
 from lamina.platform.checkpoints.store import open_store
-from lamina.platform.checkpoints.restoring import list_steps
-store = open_store(sys.argv[1], keep=2)
-step = max(store.steps(), default=0)
-print("ready", flush=True)
-while True:
-    step += 1
-    store.save(step, {"x": jnp.full((200, 1000), step), "y": jnp.full(10, step)})
-    print(step, flush=True)
+warnings.simplefilter("ignore")
+def deadly(when, function):
+    def wrapped(*args):
+        if when == "after":
+            function(*args)
+        os.kill(os.getpid(), signal.SIGKILL)
+    return wrapped
+for line in sys.stdin:
+    saver = os.fork()
+    if saver:
+        os.waitpid(saver, 0)
+        print("ended", flush=True)
+        continue
+    folder, *moment = line.split()
+    store = open_store(folder, keep=2)
+    if moment:  # "before" or "after" a function that a save calls
+        when, module, name = moment
+        module = importlib.import_module(f"lamina.platform.checkpoints.{module}")
+        setattr(module, name, deadly(when, getattr(module, name)))
+    step = max(store.steps(), default=0)
+    print(os.getpid(), flush=True)
+    while True:
+        step += 1
+        store.save(step, {"x": jnp.full((200, 1000), step), "y": jnp.full(10, step)})
+        print(step, flush=True)
 """
 
 
-def test_kill_9_at_any_moment_leaves_whole_checkpoints(tmp_path):
+@pytest.fixture(scope="module")
+def savers():
+    with subprocess.Popen(
+        [sys.executable, "-c", SAVERS],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+        bufsize=1,
+    ) as process:
+        yield process
+        process.stdin.close()
+
+
+@pytest.mark.parametrize(
+    ("moment", "left"),
+    [
+        ("before manifest write", (1, 2)),
+        ("after manifest write", (1, 2)),
+        ("before folders commit", (1, 2)),
+        ("after folders commit", (1, 2, 3)),
+        ("before folders remove", (1, 2, 3)),
+        ("after folders remove", (2, 3)),
+    ],
+)
+def test_kill_9_between_the_parts_of_a_save_leaves_the_old_set_or_the_new(
+    tmp_path, savers, moment, left
+):
+    store = open_store(tmp_path, keep=2)
+    for step in (1, 2):
+        store.save(step, noise(step, 100))
+    store.close()
+    savers.stdin.write(f"{tmp_path} {moment}\n")
+    while savers.stdout.readline() != "ended\n":
+        pass
+    assert list_steps(tmp_path) == left
+    open_store(tmp_path).close()
+    assert sorted(p.name for p in tmp_path.iterdir()) == [str(step) for step in left]
+
+
+def test_kill_9_at_any_moment_leaves_whole_checkpoints(tmp_path, savers):
     folder = tmp_path / "checkpoints"
     form = {"x": jnp.zeros((200, 1000), jnp.int32), "y": jnp.zeros(10, jnp.int32)}
     reached, leftovers = 0, 0
-    for delay in np.random.default_rng().uniform(0.0, 0.15, 3):
-        process = subprocess.Popen(
-            [sys.executable, "-c", SAVER, str(folder)], stdout=subprocess.PIPE, text=True
-        )
-        assert process.stdout.readline() == "ready\n"
-        started = [process.stdout.readline() for _ in range(3)]
+    for delay in np.random.default_rng().uniform(0.0, 0.15, 4):
+        savers.stdin.write(f"{folder}\n")
+        pid = int(savers.stdout.readline())
+        started = [int(savers.stdout.readline()) for _ in range(3)]
         time.sleep(delay)
-        process.send_signal(signal.SIGKILL)
-        started += process.stdout.readlines()
-        process.wait()
+        os.kill(pid, signal.SIGKILL)
+        while (line := savers.stdout.readline()) != "ended\n":
+            started.append(int(line))
         leftovers += any(p.name.startswith(".") for p in folder.iterdir())
         before = list_steps(folder)
         assert 1 <= len(before) <= 3  # of three, the oldest was about to be deleted
-        # A save that had begun when the next one returned was complete.
-        assert max(before) >= int(started[-1]) - 1 > reached
+        # When a save returns, the one before it was complete.
+        assert max(before) >= started[-1] - 1 > reached
         reached = max(before)
         store = open_store(folder, keep=2)
         restored = store.restore(form)
