@@ -192,9 +192,9 @@ def thaw(value: Any) -> Any:
     return value
 
 
-def _block(config, key: str, problems: list[str]):
-    block = config.get(key, {})
-    if isinstance(block, ConfigDict | FrozenConfigDict | Mapping):
+def _block(config, key: str, problems: list[str]) -> Mapping[str, Any]:
+    block = thaw(config.get(key, {}))
+    if isinstance(block, dict):
         return block
     problems.append(f"{key} = {block!r} should be a block of keys, such as {key}=dict(...)")
     return {}
@@ -254,18 +254,19 @@ def _typed(value: Any, wanted: Any) -> Any:
             if arguments
             else value
         )
-    if wanted in (Mapping, dict, ConfigDict) or origin in (Mapping, dict):
-        if isinstance(value, Mapping):
-            return dict(value)
-    elif isinstance(wanted, type) and isinstance(value, wanted):
-        return value
+    if _is_block(wanted) and isinstance(value, Mapping):
+        return dict(value)
     raise TypeError
+
+
+def _is_block(wanted: Any) -> bool:
+    return wanted in (Mapping, dict, ConfigDict) or typing.get_origin(wanted) in (Mapping, dict)
 
 
 def _type_name(wanted: Any) -> str:
     if typing.get_origin(wanted) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
-    if wanted in (Mapping, dict, ConfigDict) or typing.get_origin(wanted) in (Mapping, dict):
+    if _is_block(wanted):
         return "a block of keys"
     if isinstance(wanted, type) and typing.get_origin(wanted) is None:
         article = "an" if wanted.__name__[0] in "aeiou" else "a"
@@ -323,7 +324,7 @@ def _not_plain(value: Any, path: str) -> Iterator[str]:
 
 
 def to_json(config: ConfigDict | FrozenConfigDict | Mapping) -> str:
-    """Returns the config as JSON text: arrays are tuples, so that `from_json` gives it back exactly.
+    """Returns the config as JSON text; its arrays are tuples, so that `from_json` gives it back.
 
     Raises:
         UserError: the config holds what JSON can't.
@@ -347,7 +348,7 @@ def from_json(text: str, where: str = "JSON") -> ConfigDict:
     if not isinstance(tree, dict):
         raise UserError(f"{where} should hold a JSON object, not {type(tree).__name__}")
 
-    def plain(value):
+    def plain(value: Any) -> Any:
         if isinstance(value, dict):
             return {k: plain(v) for k, v in value.items()}
         return tuple(map(plain, value)) if isinstance(value, list) else value
@@ -406,7 +407,7 @@ def shipped_experiments() -> dict[str, Path]:
 
 
 def load(reference: str) -> tuple[ConfigDict, Path]:
-    """Loads `PATH[:ARG]` (Python with `get_config`, or JSON) or a shipped experiment's `NAME[:ARG]`.
+    """Loads a config: `PATH[:ARG]` (Python or JSON), or `NAME[:ARG]` of a shipped experiment.
 
     Returns:
         The config as its file gives it, and the file.

@@ -50,9 +50,7 @@ def prediction(found: Trained, path: str) -> None:
 
     def predict(inputs: jax.Array) -> jax.Array:
         batch = feeds.normalise({"inputs": inputs})
-        output, _ = found.model.apply(
-            found.params, found.model_state, batch["inputs"], train=False
-        )
+        output, _ = found.model.apply(found.params, found.model_state, batch["inputs"], train=False)
         return output.logits
 
     (size,) = export.symbolic_shape("B")

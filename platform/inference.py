@@ -10,6 +10,7 @@ import numpy as np
 
 from lamina.models import generate as generation
 from lamina.models.spec import Output
+from lamina.models.transformer import Transformer
 from lamina.platform.errors import UserError
 from lamina.platform.training import trained
 from lamina.platform.training.trained import Trained
@@ -120,20 +121,25 @@ class TrainedModel:
         Raises:
             UserError: the model is no language model.
         """
-        if self.trained.config.task.name != "language_modeling":
-            raise UserError(f"a model for {self.trained.config.task.name} can't generate text")
+        if not isinstance(self.module, Transformer):
+            raise UserError(
+                f"generate needs the model 'transformer', not {self.trained.config.model.name!r}"
+            )
         text = isinstance(prompt, str | bytes)
         encoded = prompt.encode() if isinstance(prompt, str) else prompt
         tokens = np.frombuffer(encoded, np.uint8) if isinstance(encoded, bytes) else encoded
-        ids = generation.generate(
-            self.module,
-            jnp.asarray(tokens, jnp.int32)[None],
-            length=length,
-            key=jax.random.key(seed),
-            temperature=temperature,
-            top_k=top_k,
-        )
-        new = np.asarray(ids)[0]
+        try:
+            ids = generation.generate(
+                self.module,
+                jnp.asarray(tokens, jnp.int32)[None],
+                jax.random.key(seed),
+                steps=length,
+                temperature=temperature,
+                top_k=top_k,
+            )
+        except ValueError as error:
+            raise UserError(f"generate: {error}") from error
+        new = np.asarray(ids)[0, len(tokens) :]
         if not text:
             return new
         return bytes(new[new < 256].astype(np.uint8)).decode("utf-8", "replace")

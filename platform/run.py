@@ -67,6 +67,7 @@ def run(
     *,
     trust: Sequence[str] = configs.EVERYONE,
     console: bool = True,
+    devices: Sequence[jax.Device] | None = None,
 ) -> Result:
     """Runs an experiment in `workdir`, or goes on with the one that is there.
 
@@ -79,6 +80,7 @@ def run(
         trust: packages whose factories the config may name, as `("my_package",)`; by default all,
             for a config that is your own code.
         console: whether to print progress.
+        devices: the devices to use, all of them; default: all that jax has.
 
     Returns:
         The result; `status` tells whether the run is done.
@@ -88,18 +90,18 @@ def run(
     """
     with contextlib.ExitStack() as stack:
         try:
-            return _run(stack, config, storage.as_path(workdir), trust, console)
+            return _run(stack, config, storage.as_path(workdir), trust, console, devices)
         except (InterruptedRun, DivergedError) as error:
             status = "interrupted" if isinstance(error, InterruptedRun) else "diverged"
             return read_result(os.fspath(workdir), status, str(error))
 
 
-def _run(stack: contextlib.ExitStack, config, workdir, trust, console: bool) -> Result:
+def _run(stack: contextlib.ExitStack, config, workdir, trust, console, devices) -> Result:
     program = find_program(config)
     resolved = program.resolve(config, trust)
     before = check_resumable(workdir, program, resolved)
     # What is wrong with the config shows here, before there is a folder.
-    prepared = program.prepare(resolved, trust, before is None)
+    prepared = program.prepare(resolved, trust, devices, before is None)
     with _writable(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         stack.enter_context(lock.hold(workdir))

@@ -13,8 +13,7 @@ Rules = Mapping[str, str | tuple[str, ...]]
 
 FSDP: Rules = {
     "embed": "fsdp",
-    "conv_in": "fsdp",
-    "features_in": "fsdp",
+    "conv_out": "fsdp",
 }
 """Each large parameter is split along one of its axes (ZeRO-3; Rajbhandari et al. 2020,
 arXiv 1910.02054)."""

@@ -55,7 +55,7 @@ def use_compilation_cache() -> None:
     """
     import jax
 
-    if jax.config.jax_compilation_cache_dir is None:
+    if not getattr(jax.config, "jax_compilation_cache_dir", None):
         default = os.path.join(os.path.expanduser("~"), ".cache", "lamina")
         folder = os.environ.get("LAMINA_CACHE", default)
         if folder:

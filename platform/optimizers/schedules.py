@@ -306,11 +306,9 @@ def _progress(step: jax.typing.ArrayLike, start: int, length: int) -> jax.Array:
 
 
 def _steps_after_warmup(steps: int, warmup_steps: int) -> int:
-    _check(
-        0 <= warmup_steps < steps,
-        f"warmup_steps = {warmup_steps} should be between 0 and the steps of the run, {steps}",
-    )
-    return steps - warmup_steps
+    """Returns the steps that are left for the decay; a run may also end within its warm-up."""
+    _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should not be negative")
+    return max(steps - warmup_steps, 0)
 
 
 def _check(condition: bool, message: str) -> None:

@@ -12,7 +12,7 @@ class Program(NamedTuple):
 
     Attributes:
         resolve: `(config, trust)` to the whole config, checked.
-        prepare: `(config, trust, fresh)` to the parts of the run; it computes nothing and writes
+        prepare: `(config, trust, devices, fresh)` to the parts of the run; it computes and writes
             nothing, so that what is wrong is found before there is a run folder.
         run: `(parts, context)` to an `Outcome`.
         changes: `(old config, new config)` to the differences that forbid to resume.

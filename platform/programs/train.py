@@ -58,13 +58,18 @@ class Prepared(NamedTuple):
     loaded: loading.Loaded
 
 
-def prepare(config: FrozenConfigDict, trust: Sequence[str], fresh: bool) -> Prepared:
+def prepare(
+    config: FrozenConfigDict,
+    trust: Sequence[str],
+    devices: Sequence[jax.Device] | None,
+    fresh: bool,
+) -> Prepared:
     """Builds the parts of a run, and loads what a fresh one starts from.
 
     Raises:
         UserError: the config doesn't fit the data, the devices, or what `init_from` names.
     """
-    parts = assemble(config, trust)
+    parts = assemble(config, trust, devices)
     if not fresh:
         return Prepared(parts, loading.NOTHING)
     whole = partition_rules.replicated(parts.mesh)
@@ -151,7 +156,7 @@ def open_log(parts: Experiment, context: Context, start: int) -> Writer:
         seeds=c.seeds,
         steps=parts.steps,
         start_step=start,
-        examples_per_step=c.data.batch_size * parts.seeds.count,
+        examples_per_step=c.data.batch_size * parts.seeds.number,
         config=configs.thaw(c),
         process_index=jax.process_index(),
     )
@@ -188,7 +193,7 @@ def train_loop(
     if not plan or recorder.stops_early():
         return state
     whole = partition_rules.replicated(parts.mesh)
-    counts = {n: jax.device_put(np.int32(n), whole) for n in {chunk.count for chunk in plan}}
+    counts = {n: jax.device_put(np.int32(n), whole) for n in {chunk.steps for chunk in plan}}
     abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
     profiler = Profiler(c.profile, context.workdir)
     pending = None
@@ -198,7 +203,7 @@ def train_loop(
             with recorder.clock.phase("data"):
                 rows = compiled.put(feed.read(chunk.first, length), abstract)
             with jax.transfer_guard("disallow"):
-                state, summary = program.call(state, feed.constants, rows, counts[chunk.count])
+                state, summary = program.call(state, feed.constants, rows, counts[chunk.steps])
             if pending:
                 recorder.record(*pending)
             pending = (chunk, summary) if "record" in chunk.due else None
@@ -234,7 +239,7 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
     seconds = sum(totals.values()) - totals.get("compile", 0.0)
     training = totals.get("train", 0.0) + totals.get("data", 0.0)
     per_second = step / training if training else 0.0
-    examples = c.data.batch_size * parts.seeds.count
+    examples = c.data.batch_size * parts.seeds.number
     result = {
         "final": records.summarise(recorder.history, seeds=c.seeds),
         "steps": step,

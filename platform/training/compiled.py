@@ -58,7 +58,7 @@ def initialiser(experiment: Experiment) -> Callable[[Any, Any], TrainState]:
 def seed_values(experiment: Experiment) -> np.ndarray:
     """Returns the seeds' values, uint32: [S], or [] for a single seed."""
     values = np.asarray(experiment.config.seeds, np.uint32)
-    return values[0] if experiment.seeds.count == 1 else values
+    return values[0] if experiment.seeds.number == 1 else values
 
 
 def train_program(experiment: Experiment, feed: Feed) -> Program:
@@ -89,7 +89,7 @@ def single_step(experiment: Experiment) -> tuple[Any, tuple[Any, Any]]:
     lifted = plan.lift(one, "seed")
     leading = 1 if plan.per_seed_rows else 0
     sharding = partition_rules.batch_sharding(experiment.mesh, leading)
-    shape = lambda leaf: (plan.count, *leaf.shape) if leading else leaf.shape
+    shape = lambda leaf: (plan.number, *leaf.shape) if leading else leaf.shape
     batch = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(shape(leaf), leaf.dtype, sharding=sharding),
         experiment.batch,
@@ -123,7 +123,7 @@ def evaluation_program(experiment: Experiment, feed: Feed, length: int) -> Progr
 
 def evaluation_totals(experiment: Experiment, feed: Feed, rows: Any) -> Metrics:
     """Returns the metrics' sums, with the seed axis, as `jax.ShapeDtypeStruct`s."""
-    recipe, count = experiment.recipe, experiment.seeds.count
+    recipe, count = experiment.recipe, experiment.seeds.number
 
     def one(constants: Any, rows: Any) -> Metrics:
         batch = feed.select(constants, jax.tree.map(lambda r: r[0], rows))
@@ -188,7 +188,7 @@ def parameter_rows(experiment: Experiment) -> list[dict[str, Any]]:
 
     The bytes are those of all seeds on one device.
     """
-    seed_axis = 1 if experiment.seeds.count > 1 else 0
+    seed_axis = 1 if experiment.seeds.number > 1 else 0
     axes = layout.flat(experiment.recipe.model.axes)
     rows = []
     for group in ("params", "frozen"):
@@ -199,7 +199,8 @@ def parameter_rows(experiment: Experiment) -> list[dict[str, Any]]:
                     "shape": list(leaf.shape[seed_axis:]),
                     "dtype": str(leaf.dtype),
                     "axes": [a or "" for a in axes.get(path, ())],
-                    "sharding": ", ".join(str(a) for a in leaf.sharding.spec[seed_axis:] if a) or "whole",
+                    "sharding": ", ".join(str(a) for a in leaf.sharding.spec[seed_axis:] if a)
+                    or "whole",
                     "bytes": layout.bytes_per_device(leaf),
                     "trained": group == "params",
                 }

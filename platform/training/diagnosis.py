@@ -30,11 +30,12 @@ def explain(parts: Experiment, loaded: Loaded, store: Store, seed: int, bad_step
         bad_step: the step whose loss was not finite.
     """
     feed = initial.open_feed(parts)
-    with contextlib.closing(feed):
+    with contextlib.ExitStack() as stack:
+        stack.callback(feed.close)
         state = _state_before(parts, loaded, store, bad_step)
         state = _replay(parts, feed, state, bad_step)
         index = parts.config.seeds.index(seed)
-        one = seeds.take(state, parts.seeds.count, index)
+        one = seeds.take(state, parts.seeds.number, index)
         row = jax.tree.map(lambda r: r[0], feed.read(bad_step, 1))
         if parts.seeds.per_seed_rows:
             row = jax.tree.map(lambda r: r[index], row)
@@ -62,7 +63,7 @@ def _replay(parts: Experiment, feed: Any, state: TrainState, stop: int) -> Train
     whole = partition_rules.replicated(parts.mesh)
     for chunk in loop.chunks(start, stop, length, {}):
         rows = compiled.put(feed.read(chunk.first, length), abstract)
-        count = jax.device_put(np.int32(chunk.count), whole)
+        count = jax.device_put(np.int32(chunk.steps), whole)
         state, _ = program.call(state, feed.constants, rows, count)
     return state
 
@@ -83,7 +84,7 @@ def _first_bad(parts: Experiment, state: TrainState, batch: Any, bad_step: int) 
             where = partition_rules.path_name(path)
             return f"the optimizer's {where} was not finite before step {bad_step}"
     _, key = step_keys(state.seed, state.step)
-    grads, _, metrics, loss = jax.jit(lambda s, b: step.gradient(parts.recipe, s, b, key, 1.0))(
+    grads, _, _, loss = jax.jit(lambda s, b: step.gradient(parts.recipe, s, b, key, 1.0))(
         state, batch
     )
     bad = [path for path, leaf in sorted(layout.flat(grads).items()) if not _finite(leaf)]

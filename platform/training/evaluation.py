@@ -10,7 +10,7 @@ from lamina.platform import config as configs
 from lamina.platform.data import feed as feeds
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.training import compiled, experiment, settings
+from lamina.platform.training import compiled, experiment, seeds, settings
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import TrainState
 from lamina.sharding import rules as partition_rules
@@ -144,8 +144,8 @@ def means(
         bytes_per_token: of text, for metrics per byte.
     """
     results = []
-    for i in range(parts.seeds.count):
-        one = totals if parts.seeds.count == 1 else jax.tree.map(lambda a: a[i], totals)
+    for i in range(parts.seeds.number):
+        one = seeds.take(totals, parts.seeds.number, i)
         found = {
             name: float(total) / float(weight)
             for name, (total, weight) in one.items()

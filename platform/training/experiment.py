@@ -184,7 +184,9 @@ def open_stand_in(block: Mapping, trust: Sequence[str]) -> tuple[Dataset, str]:
     except UserError as error:
         if not block["stand_in"]:
             raise
-        schema = configs.Schema(_NoSettings, {}, {"data": SCHEMA.kinds["data"]._replace(shared=None)})
+        schema = configs.Schema(
+            _NoSettings, {}, {"data": SCHEMA.kinds["data"]._replace(shared=None)}
+        )
         resolved = configs.resolve({"data": block["stand_in"]}, schema, trust)
         return open_dataset(resolved["data"], trust), str(error)
 
@@ -254,11 +256,11 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
     rules = layout.preset(c.sharding.rules, c.sharding.axes)
     shardings = layout.state_shardings(
-        one, model.axes, recipe.optimizer, rules, mesh, plan.count > 1
+        one, model.axes, recipe.optimizer, rules, mesh, plan.number > 1
     )
-    if plan.count > 1:
+    if plan.number > 1:
         one = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((plan.count, *leaf.shape), leaf.dtype), one
+            lambda leaf: jax.ShapeDtypeStruct((plan.number, *leaf.shape), leaf.dtype), one
         )
     state = layout.abstract(one, shardings)
     return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
@@ -287,7 +289,7 @@ def build_model(
 
 
 def build_optimizer(
-    c: FrozenConfigDict, trust: Sequence[str], learning_rate: Callable[[jax.Array], Any]
+    c: FrozenConfigDict, trust: Sequence[str], learning_rate: optax.Schedule
 ) -> optax.GradientTransformationExtraArgs:
     """Returns the optimizer of a resolved config, with clipping before it.
 

@@ -37,7 +37,7 @@ def state_shardings(
     Raises:
         ValueError: a dimension doesn't divide, or a rule names an axis that the mesh lacks.
     """
-    whole = partition_rules.replicated(mesh)
+    whole: Any = partition_rules.replicated(mesh)
     logical = flat(axes)
 
     def of_params(tree: Any) -> Any:

@@ -9,18 +9,18 @@ class Chunk(NamedTuple):
 
     Attributes:
         first: the first step, 0-based.
-        count: number of steps.
+        steps: how many.
         due: names of what is due after them.
     """
 
     first: int
-    count: int
+    steps: int
     due: frozenset[str]
 
     @property
     def end(self) -> int:
         """The number of steps done after this chunk."""
-        return self.first + self.count
+        return self.first + self.steps
 
 
 def chunks(start: int, stop: int, length: int, cadences: Mapping[str, int]) -> Iterator[Chunk]:

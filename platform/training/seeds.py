@@ -13,15 +13,16 @@ class Seeds(NamedTuple):
     """How a function of one seed's state becomes one of all seeds' state.
 
     Attributes:
-        count: number of seeds.
-        lowering: "single" has no seed axis. "unroll" writes the seeds side by side into one program:
-            each computes exactly what it would alone, bit for bit, and on CPU it is as fast as
-            `vmap` for dense layers and faster for convolutions, which `vmap` groups. "vmap" batches
+        number: of seeds.
+        lowering: "single" has no seed axis. "unroll" writes the seeds side by side into one
+            program: each computes what it would alone, bit for bit (but for matrix-vector products,
+            whose rounding follows the memory's alignment), and on CPU it is as fast as `vmap` for
+            dense layers and faster for convolutions, which `vmap` groups. "vmap" batches
             them, which accelerators need for speed and a sharded seed axis needs anyway.
         per_seed_rows: whether each seed has its own rows in a batch, along a leading axis.
     """
 
-    count: int
+    number: int
     lowering: Lowering
     per_seed_rows: bool = False
 
@@ -29,7 +30,7 @@ class Seeds(NamedTuple):
         """Returns the parts that `lift` works on."""
         if self.lowering != "unroll":
             return (tree,)
-        return tuple(jax.tree.map(lambda a: a[i], tree) for i in range(self.count))
+        return tuple(take(tree, self.number, i) for i in range(self.number))
 
     def join(self, parts: tuple[Any, ...]) -> Any:
         """Returns what was split, with its seed axis."""
@@ -62,7 +63,7 @@ def plan(count: int, platform: str, seed_parallelism: int, per_seed: bool) -> Se
     """Chooses the lowering for `count` seeds.
 
     Args:
-        count: number of seeds.
+        number: of seeds.
         platform: "cpu", "gpu" or "tpu".
         seed_parallelism: size of the mesh's seed axis.
         per_seed: whether each seed has its own order of the data.

@@ -19,7 +19,7 @@ class StopRequest:
         self.signal = ""
 
     def agreed(self, step: int) -> bool:
-        """Returns whether to stop after `step`: the same answer, at the same step, on all processes."""
+        """Returns whether to stop after `step`; all processes get the same answer."""
         if jax.process_count() == 1:
             return bool(self.signal)
         from jax.experimental import multihost_utils

@@ -167,7 +167,7 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
 
 
 def _objective(recipe, trained, state, model_state, batch, key, scale, mean=True):
-    """Returns (loss times `scale`, (model state, metrics, loss, weight)): a weighted mean or sum."""
+    """Returns (loss times `scale`, (model state, metrics, loss, weight)), of a mean or sum."""
     params = recipe.parameters.combine(trained, state.frozen)
     arguments, options = recipe.task.inputs(batch)
     output, model_state = recipe.model.apply(

@@ -92,9 +92,7 @@ def read(
         state = seeds.take(state["optimizer_state"], len(saved_seeds), index)
         state = names.unflatten(jax.tree.map(jnp.asarray, names.flatten(state)), abstract)
         trained = weights.eval_params(config.optimizer.name, state, trained)
-    params = parameters.combine(
-        trained, jax.tree.map(jnp.asarray, one.get("frozen", {}))
-    )
+    params = parameters.combine(trained, jax.tree.map(jnp.asarray, one.get("frozen", {})))
     state = jax.tree.map(jnp.asarray, one.get("model_state", {}))
     return Trained(config, spec, model, task, params, state, chosen, found.step, found.notes)
 

@@ -151,7 +151,6 @@ def test_scaled_gives_the_learning_rate():
 @pytest.mark.parametrize(
     ("name", "keys", "message"),
     [
-        ("cosine", {"warmup_steps": 200}, "warmup_steps = 200 .* the run, 200"),
         ("linear", {"warmup_steps": -1}, "warmup_steps = -1"),
         ("constant", {"warmup_steps": -1}, "should be 0 or more"),
         ("wsd", {"warmup_steps": 150, "decay_fraction": 0.5}, "exceed 200 steps"),
