@@ -126,19 +126,20 @@ def read(
         request = ocp.args.PyTreeRestore(
             item=nest(flat), restore_args=nest(args), partial_restore=True
         )
-        try:
-            tree = handler().restore(folder, args=request)
-        except Exception as error:  # whatever a damaged file provokes below
-            reason = cause(error)
-        else:
-            reason = ""
-        if reason:
-            _bury_abandoned_reads()
-            raise UnreadableError(reason)
+        tree = _restore(folder, request)
         for name in records:
             if name not in result:
                 result[name] = _lookup(tree, _escape(name))
     return result
+
+
+def _restore(folder: epath.Path, request: ocp.args.PyTreeRestore) -> Any:
+    try:
+        return handler().restore(folder, args=request)
+    except Exception as error:  # whatever a damaged file provokes below
+        reason = cause(error)
+    _bury_abandoned_reads()
+    raise UnreadableError(reason)
 
 
 def _bury_abandoned_reads() -> None:

@@ -56,6 +56,13 @@ def remove_leftovers(directory: epath.Path) -> None:
                 remove(directory / name)
 
 
+def remove_stage(stage: epath.Path) -> None:
+    """Removes a failed save: its folder, and Orbax's temporary ones, named after it."""
+    for path in list(stage.parent.glob(f"{stage.name}*")):
+        if path.name == stage.name or path.name.startswith(f"{stage.name}."):
+            remove(path)
+
+
 def remove(path: epath.Path) -> None:
     """Removes a folder, the manifest first: what is half removed must not look complete."""
     if not path.is_dir():

@@ -11,6 +11,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
@@ -51,7 +52,7 @@ class BadManifest(Exception):
 
 def is_key(leaf: Any) -> bool:
     """Whether a leaf (an array or a ShapeDtypeStruct) holds typed PRNG keys."""
-    return jax.dtypes.issubdtype(leaf.dtype, jax.dtypes.prng_key)
+    return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
 def describe(leaf: Any) -> ArrayRecord:

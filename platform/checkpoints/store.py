@@ -115,7 +115,7 @@ class Store:
             TypeError, ValueError: a leaf is no jax.Array, `extra` is no JSON.
         """
         self.wait()
-        extra = json.loads(json.dumps(dict(extra or {})))
+        metadata = json.loads(json.dumps(dict(extra or {})))  # as it is now
         leaves = flatten(state)
         with jax.transfer_guard("allow"):
             data = {name: arrays_lib.data_of(name, leaf) for name, leaf in leaves.items()}
@@ -129,15 +129,13 @@ class Store:
             self._saving_step = step
             try:
                 processes.check_writable(self.directory)
-                self._checkpointer = self._checkpointer or arrays_lib.checkpointer(
-                    processes.TIMEOUT
-                )
+                if self._checkpointer is None:
+                    self._checkpointer = arrays_lib.checkpointer(processes.TIMEOUT)
                 self._checkpointer.save(stage, args=arrays_lib.save_args(copies))
                 blocks = checksum.on_host(copies)
             except Exception as error:
-                self._abandon(stage, error)
-                self._join()
-        job = Manifest(int(step), records, extra)
+                raise self._abandon(stage, error) from error
+        job = Manifest(int(step), records, metadata)
         # Not a daemon: an interpreter that exits waits for the save.
         self._thread = threading.Thread(
             target=self._finish, args=(name, job, blocks), name="lamina_checkpoint"
@@ -267,7 +265,7 @@ class Store:
                 processes.contribute(stage, sums)
                 processes.await_file(self.directory / name / manifest.MANIFEST)
         except BaseException as error:
-            self._abandon(stage, error)
+            self._failure = self._abandon(stage, error)
             return
         self._trusted.add(name)
         self._bad.discard(name)
@@ -290,22 +288,24 @@ class Store:
             for name in names:
                 folders.remove(self.directory / name)
 
-    def _abandon(self, stage: epath.Path, error: BaseException) -> None:
-        """Removes what a failed save left, and keeps its error for the next save or wait."""
+    def _abandon(self, stage: epath.Path, error: BaseException) -> CheckpointError:
+        """Removes what a failed save left, and says what happened."""
         message = (
             f"could not save the checkpoint of step {self._saving_step} in {self.directory}: "
             f"{cause(error)}. Earlier checkpoints are intact."
         )
-        self._failure = CheckpointError(message)
-        self._failure.__cause__ = error
+        failure = CheckpointError(message)
+        failure.__cause__ = error
         # Orbax keeps the errors of a failed save; the next one gets a new checkpointer.
         checkpointer, self._checkpointer = self._checkpointer, None
         try:
             if checkpointer is not None:
                 checkpointer.close()
         except Exception as second:  # the same failure again, already on its way to the caller
-            self._failure.add_note(f"closing Orbax's checkpointer: {second}")
-        if jax.process_index() == 0:
-            for path in self.directory.glob(f"{stage.name}*"):
-                if path.name == stage.name or path.name.startswith(f"{stage.name}."):
-                    folders.remove(path)
+            failure.add_note(f"closing Orbax's checkpointer: {second}")
+        try:
+            if jax.process_index() == 0:
+                folders.remove_stage(stage)
+        except OSError as second:  # the next open removes it
+            failure.add_note(f"removing {stage}: {second}")
+        return failure
