@@ -25,7 +25,7 @@ from lamina.platform.reporting import folder, records, storage, writers
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
 from lamina.platform.reporting.protocol import RunInfo, Writer
-from lamina.platform.training import compiled, evaluation, initial, loading, loop
+from lamina.platform.training import compiled, evaluation, initial, loading, loop, samples
 from lamina.platform.training.experiment import Experiment, assemble
 from lamina.platform.training.profiling import Profiler
 from lamina.platform.training.recorder import Recorder
@@ -240,6 +240,9 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
     training = totals.get("train", 0.0) + totals.get("data", 0.0)
     per_second = step / training if training else 0.0
     examples = c.data.batch_size * parts.seeds.number
+    if jax.process_index() == 0:
+        with recorder.clock.phase("samples"):
+            folder.write_samples(context.workdir, samples.make(parts, state))
     result = {
         "final": records.summarise(recorder.history, seeds=c.seeds),
         "steps": step,
@@ -252,13 +255,5 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
         "phases": totals,
         "diverged": {str(seed): bad for seed, bad in recorder.diverged.items()},
         "stopped_early": step < parts.steps,
-        "throughput": {
-            "steps_per_second": per_second,
-            "examples_per_second": per_second * examples,
-            "seconds": seconds,
-            "compile_seconds": totals.get("compile", 0.0),
-            "phases": totals,
-            "joules": recorder.meter.update(),
-        },
     }
     return Outcome(storage.plain(result), state)

@@ -1,6 +1,7 @@
 """The console writer: plain lines in a log file, a progress bar on a terminal."""
 
 import collections
+import math
 import os
 import sys
 from collections.abc import Sequence
@@ -15,11 +16,18 @@ WINDOW = 20
 checkpoint)."""
 
 
+SECONDS_BETWEEN_LINES = 1.0
+"""Training values are printed this far apart at least; other splits and the last step always."""
+
+DETAILS = ("gradient_norm", "update_norm")
+"""Metrics that are recorded but not printed."""
+
+
 def console(run: RunInfo, *, progress: bool = True) -> Writer:
     """Prints what is recorded, with the rate and the time that is left; only on process 0.
 
     On a terminal a bar shows the newest training values, and the other splits are printed above it.
-    Elsewhere there is one plain line for every step and split.
+    Elsewhere there are plain lines: training values once a second at most, other splits always.
 
     Args:
         run: what to print for.
@@ -84,7 +92,8 @@ def describe(records: Sequence[Record]) -> str:
     """
     values: dict[str, list[float | None]] = {}
     for record in records:
-        values.setdefault(record.name, []).append(record.value)
+        if not record.name.startswith(DETAILS):
+            values.setdefault(record.name, []).append(record.value)
     words = []
     for name, over_seeds in values.items():
         mean, std, _ = summary(over_seeds)
@@ -108,11 +117,16 @@ def _where(run: RunInfo, step: int) -> str:
 def _lines(run: RunInfo, stream: TextIO) -> Writer:
     pace = Pace()
     told = -1
+    last_time = -math.inf
 
     def write(records: Sequence[Record]) -> None:
-        nonlocal told
+        nonlocal told, last_time
         pace.add(records)
         for (step, split), group in _groups(records).items():
+            if split == "train" and step != run.steps:
+                if group[0].time - last_time < SECONDS_BETWEEN_LINES:
+                    continue
+                last_time = group[0].time
             line = f"{_where(run, step)}  {split:<10}  {describe(group)}"
             speed = pace.describe(run, step)
             if speed and step != told:  # once for every step, not again for each split

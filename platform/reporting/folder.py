@@ -136,13 +136,14 @@ def read_status(workdir: PathLike) -> dict[str, Any]:
 
 
 def write_result(workdir: PathLike, result: Mapping[str, Any]) -> None:
-    """Writes `result.json`: {"final": {name: {"mean", "std", "values"}}, "throughput": {...}, ...}.
+    """Writes `result.json`: {"final": {name: {"mean", "std", "values"}}, ...}.
 
     Args:
         workdir: the run folder.
         result: the run's result. Reports know these keys: "final" (see `records.summarise`),
-            "throughput" ("steps_per_second", "examples_per_second", "seconds", "compile_seconds",
-            "phases" as `Clock.totals` gives them, "joules"), and show other plain numbers as such.
+            "steps_per_second", "examples_per_second", "seconds", "compile_seconds",
+            "energy_joules", "phases" (as `Clock.totals` gives them), and show other plain numbers
+            as such.
     """
     storage.write_json(storage.as_path(workdir) / RESULT, result)
 

@@ -57,9 +57,8 @@ def build(workdir: PathLike) -> str:
     final = (result or {}).get("final")
     finished = isinstance(final, Mapping)
     rows = page.final_rows(final if finished else records.summarise(entries), len(seeds))
-    throughput = (result or {}).get("throughput")
-    throughput = throughput if isinstance(throughput, Mapping) else {}
-    seconds = throughput.get("seconds") or max((entry.time for entry in entries), default=None)
+    known = result or {}
+    seconds = known.get("seconds") or max((entry.time for entry in entries), default=None)
     drawn, undrawn = draw(curves.collect(entries))
     samples, samples_left = _samples(workdir)
     return page.render(
@@ -77,8 +76,8 @@ def build(workdir: PathLike) -> str:
         charts=drawn,
         undrawn=undrawn,
         bands=len(seeds) > 1 and bool(drawn),
-        speed=_speed(throughput),
-        phases=_phases(throughput.get("phases")),
+        speed=_speed(known),
+        phases=_phases(known.get("phases")),
         samples=samples,
         samples_left=samples_left,
         extra=_extra(result or {}),
@@ -239,18 +238,21 @@ def _headline(
     return figures
 
 
-def _speed(throughput: Mapping[str, Any]) -> list[dict[str, str]]:
-    shown = (
-        ("steps_per_second", "steps a second", formats.compact),
-        ("examples_per_second", "examples a second", formats.compact),
-        ("seconds", "in all", formats.duration),
-        ("compile_seconds", "compiling", formats.duration),
-        ("joules", "processor energy", lambda value: f"{formats.compact(value)}J"),
-    )
+SPEED = (
+    ("steps_per_second", "steps a second", formats.compact),
+    ("examples_per_second", "examples a second", formats.compact),
+    ("seconds", "without compiling", formats.duration),
+    ("compile_seconds", "compiling", formats.duration),
+    ("energy_joules", "processor energy", lambda value: f"{formats.compact(value)}J"),
+)
+"""Keys of the result, their labels, and how their numbers are written."""
+
+
+def _speed(result: Mapping[str, Any]) -> list[dict[str, str]]:
     return [
-        _figure(label, show(throughput[key]))
-        for key, label, show in shown
-        if isinstance(throughput.get(key), int | float)
+        _figure(label, show(result[key]))
+        for key, label, show in SPEED
+        if isinstance(result.get(key), int | float)
     ]
 
 
@@ -285,7 +287,8 @@ def _samples(workdir: PathLike) -> tuple[list[dict[str, str]], int]:
 
 def _extra(result: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of the result that no other section shows."""
-    rest = {key: value for key, value in result.items() if key not in ("final", "throughput")}
+    shown = {"final", "phases", *(key for key, _, _ in SPEED)}
+    rest = {key: value for key, value in result.items() if key not in shown}
     flat = storage.flatten(rest)
     plain = {k: v for k, v in flat.items() if isinstance(v, int | float | str) and str(v)}
     return dict(list(plain.items())[:EXTRA_ROWS])

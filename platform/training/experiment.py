@@ -1,7 +1,7 @@
 """From a resolved config to the parts of a training run, built without computing anything."""
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax

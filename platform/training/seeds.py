@@ -63,7 +63,7 @@ def plan(count: int, platform: str, seed_parallelism: int, per_seed: bool) -> Se
     """Chooses the lowering for `count` seeds.
 
     Args:
-        number: of seeds.
+        count: number of seeds.
         platform: "cpu", "gpu" or "tpu".
         seed_parallelism: size of the mesh's seed axis.
         per_seed: whether each seed has its own order of the data.

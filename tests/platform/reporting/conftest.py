@@ -126,13 +126,11 @@ def make_run(workdir: pathlib.Path, seeds=SEEDS, learning_rate=1e-3, gain=0.0):
         workdir,
         {
             "final": records.summarise(entries, seeds=seeds),
-            "throughput": {
-                "steps_per_second": 181.3,
-                "examples_per_second": 34810.0,
-                "seconds": 7.9,
-                "compile_seconds": 3.6,
-                "phases": {"compile": 3.6, "train": 3.31, "evaluate": 0.62, "checkpoint": 0.3},
-            },
+            "steps_per_second": 181.3,
+            "examples_per_second": 34810.0,
+            "seconds": 4.3,
+            "compile_seconds": 3.6,
+            "phases": {"compile": 3.6, "train": 3.31, "evaluate": 0.62, "checkpoint": 0.3},
         },
     )
     folder.write_status(workdir, "done")

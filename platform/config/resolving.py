@@ -1,0 +1,259 @@
+"""Configs against signatures: filling in defaults, finding every mistake, calling factories."""
+
+import importlib
+import inspect
+import types
+import typing
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from lamina.platform.config import names, plain
+from lamina.platform.config.plain import MISSING, thaw
+from lamina.platform.errors import UserError
+
+EVERYONE = ("*",)
+"""Trust for configs that the user wrote as Python: any `module:factory` name may be imported."""
+
+
+class Option(NamedTuple):
+    """One key of a factory: its type (a plain annotation, or `Any`) and default (or `MISSING`)."""
+
+    type: Any
+    default: Any
+
+
+def options(factory: Callable) -> dict[str, Option]:
+    """Returns the config keys of `factory`, from its signature.
+
+    They are its keyword-only parameters; for a `NamedTuple` class, all its fields.
+    """
+    parameters = inspect.signature(factory, eval_str=True).parameters.values()
+    if isinstance(factory, type) and issubclass(factory, tuple):
+        keys = list(parameters)
+    else:
+        keys = [p for p in parameters if p.kind is inspect.Parameter.KEYWORD_ONLY]
+    return {
+        p.name: Option(Any if p.annotation is MISSING else p.annotation, p.default) for p in keys
+    }
+
+
+class Kind(NamedTuple):
+    """A named block of the config.
+
+    Attributes:
+        table: name to factory, written out in the package of that kind.
+        options: gives the keys of a factory (default: from its signature).
+        shared: a `NamedTuple` class whose fields are keys of every block of this kind.
+    """
+
+    table: Mapping[str, Callable]
+    options: Callable[[Any], dict[str, Option]] = options
+    shared: type | None = None
+
+
+class Schema(NamedTuple):
+    """The vocabulary of one program's config.
+
+    Attributes:
+        settings: a `NamedTuple` class whose fields are the plain top-level keys.
+        blocks: key to a factory or `NamedTuple` class, for blocks without a name.
+        kinds: key to `Kind`, for named blocks.
+    """
+
+    settings: type
+    blocks: Mapping[str, Callable]
+    kinds: Mapping[str, Kind]
+
+
+def resolve(
+    config: ConfigDict | Mapping, schema: Schema, trust: Sequence[str] = EVERYONE
+) -> FrozenConfigDict:
+    """Checks `config` against `schema` and fills in every default.
+
+    Args:
+        config: what the user wrote.
+        schema: the program's vocabulary.
+        trust: packages from which `"package.module:factory"` names may be imported; `EVERYONE` for
+            configs that are the user's own code.
+
+    Returns:
+        The whole config, frozen: each key of the schema has a value.
+
+    Raises:
+        UserError: lists all unknown, missing and mistyped keys, with the nearest valid names.
+    """
+    problems = list(plain.not_plain(config, ""))
+    if problems:
+        raise plain.mistakes(problems)
+    resolved: dict[str, Any] = {}
+    settings = options(schema.settings)
+    known = [*settings, *schema.blocks, *schema.kinds]
+    for key in config:
+        if key not in known:
+            problems.append(_unknown(key, known))
+    _bind({k: v for k, v in config.items() if k in settings}, settings, "", resolved, problems)
+    for key, factory in schema.blocks.items():
+        block = _block(config, key, problems)
+        resolved[key] = {}
+        _bind(block, options(factory), f"{key}.", resolved[key], problems)
+    for key, kind in schema.kinds.items():
+        block = _block(config, key, problems)
+        resolved[key] = _resolve_named(block, key, kind, trust, problems)
+    if problems:
+        raise plain.mistakes(problems)
+    return FrozenConfigDict(resolved)
+
+
+def _resolve_named(block, key: str, kind: Kind, trust, problems: list[str]) -> dict:
+    name = block.get("name")
+    if not isinstance(name, str) or not name:
+        problems.append(f"{key}.name is missing: one of {names.listing(kind.table)}")
+        return {}
+    try:
+        keys = dict(kind.options(lookup(name, kind.table, key, trust)))
+    except UserError as error:
+        problems.append(str(error))
+        return {}
+    if kind.shared is not None:
+        keys = options(kind.shared) | keys
+    resolved = {"name": name}
+    _bind({k: v for k, v in block.items() if k != "name"}, keys, f"{key}.", resolved, problems)
+    return resolved
+
+
+def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[str]) -> Callable:
+    """Returns the factory called `name`: a table's entry, or the user's `"package.module:factory"`.
+
+    Raises:
+        UserError: the name is neither in the table nor importable, or its package isn't trusted.
+    """
+    if ":" not in name:
+        if name not in table:
+            raise UserError(
+                f"{kind}.name = {name!r} is unknown{names.nearest(name, table)}: "
+                f"one of {names.listing(table)}, or 'package.module:factory'"
+            )
+        return table[name]
+    module_name, _, attribute = name.partition(":")
+    package = module_name.partition(".")[0]
+    if tuple(trust) != EVERYONE and package not in trust:
+        raise UserError(
+            f"{kind}.name = {name!r} would import somebody's code: "
+            f"pass --trust={package} if you trust that package"
+        )
+    try:
+        return getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError) as error:
+        raise UserError(f"{kind}.name = {name!r} cannot be imported: {error}") from error
+
+
+def build(block: Mapping, kind: Kind, key: str, trust: Sequence[str], *supplied: Any) -> Any:
+    """Calls the factory that a resolved, named block stands for.
+
+    Args:
+        block: the resolved block, with its `name`.
+        kind: its kind.
+        key: where it stands in the config, for messages.
+        trust: as in `resolve`.
+        *supplied: the factory's positional arguments (keys, data spec, dtype).
+
+    Raises:
+        UserError: the factory refused its arguments (a `ValueError`, with its message).
+    """
+    factory = lookup(block["name"], kind.table, key, trust)
+    keys = kind.options(factory)
+    arguments = {k: thaw(v) for k, v in block.items() if k in keys}
+    try:
+        return factory(*supplied, **arguments)
+    except ValueError as error:
+        raise UserError(f"{key} ({block['name']}): {error}") from error
+
+
+def _block(config, key: str, problems: list[str]) -> Mapping[str, Any]:
+    block = thaw(config.get(key, {}))
+    if isinstance(block, dict):
+        return block
+    problems.append(f"{key} = {block!r} should be a block of keys, such as {key}=dict(...)")
+    return {}
+
+
+def _bind(given: Mapping, keys: Mapping[str, Option], prefix: str, into: dict, problems: list[str]):
+    """Puts the value or the default of every key into `into`, and what is wrong into `problems`."""
+    for key in given:
+        if key not in keys:
+            problems.append(_unknown(key, keys, prefix))
+    for key, option in keys.items():
+        if key not in given:
+            if option.default is MISSING:
+                problems.append(f"{prefix}{key} is missing: {_type_name(option.type)} is needed")
+            else:
+                into[key] = thaw(option.default)
+            continue
+        value = thaw(given[key])
+        try:
+            into[key] = _typed(value, option.type)
+        except TypeError:
+            problems.append(f"{prefix}{key} = {value!r} should be {_type_name(option.type)}")
+
+
+def _typed(value: Any, wanted: Any) -> Any:
+    """Returns `value` as type `wanted` (an int where a float is wanted becomes one), or raises."""
+    origin = typing.get_origin(wanted)
+    if wanted is Any:
+        return value
+    if origin in (typing.Union, types.UnionType):
+        for choice in typing.get_args(wanted):
+            try:
+                return _typed(value, choice)
+            except TypeError:
+                continue
+        raise TypeError
+    if origin is typing.Literal:
+        if value in typing.get_args(wanted):
+            return value
+        raise TypeError
+    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
+        return float(value)
+    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
+        return value
+    if wanted in (bool, str) and isinstance(value, wanted):
+        return value
+    if wanted is tuple or origin is tuple:
+        if not isinstance(value, tuple):
+            raise TypeError
+        arguments = typing.get_args(wanted)
+        if len(arguments) == 2 and arguments[1] is Ellipsis:
+            return tuple(_typed(v, arguments[0]) for v in value)
+        if arguments and len(arguments) != len(value):
+            raise TypeError
+        return (
+            tuple(_typed(v, a) for v, a in zip(value, arguments, strict=True))
+            if arguments
+            else value
+        )
+    if _is_block(wanted) and isinstance(value, Mapping):
+        return dict(value)
+    raise TypeError
+
+
+def _is_block(wanted: Any) -> bool:
+    return wanted in (Mapping, dict, ConfigDict) or typing.get_origin(wanted) in (Mapping, dict)
+
+
+def _type_name(wanted: Any) -> str:
+    if typing.get_origin(wanted) is typing.Literal:
+        return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
+    if _is_block(wanted):
+        return "a block of keys"
+    if isinstance(wanted, type) and typing.get_origin(wanted) is None:
+        article = "an" if wanted.__name__[0] in "aeiou" else "a"
+        return f"{article} {wanted.__name__}"
+    return str(wanted).replace("typing.", "")
+
+
+def _unknown(key: str, known, prefix: str = "") -> str:
+    return (
+        f"{prefix}{key} is not a key{names.nearest(key, known)}: valid are {names.listing(known)}"
+    )
