@@ -3,13 +3,14 @@
 Only what a command needs is imported: `lamina --help` loads neither jax nor ml_collections.
 """
 
+import contextlib
 import importlib
 import os
 import signal
 import sys
 from collections.abc import Sequence
 
-from lamina.platform.errors import LaminaError
+from lamina.platform.errors import LaminaError, blaming_files
 
 COMMANDS = {
     "run": ("lamina.platform.commands.run", "trains, or goes on with a run that was stopped"),
@@ -63,15 +64,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if "--help" in rest or "-h" in rest:
             print(module.USAGE)
             return 0
-        return module.main(rest)
+        with blaming_files("a file can't be used"):
+            return module.main(rest)
     except LaminaError as error:
-        print(f"lamina {name}: {error}", file=sys.stderr)
+        with contextlib.suppress(BrokenPipeError):
+            print(f"lamina {name}: {error}", file=sys.stderr)
         return error.exit_code
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     except BrokenPipeError:  # the reader of our output has gone, as in `lamina list | head`
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    finally:
+        _flush()
+
+
+def _flush() -> None:
+    """Writes out what is printed; what nobody reads any more is dropped, without a complaint."""
+    for stream in (sys.stdout, sys.stderr):
+        try:
+            stream.flush()
+        except BrokenPipeError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), stream.fileno())
 
 
 def usage() -> str:

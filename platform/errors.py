@@ -1,5 +1,9 @@
 """The ways in which a run can end badly, with the exit code that each one means."""
 
+import contextlib
+import errno
+from collections.abc import Iterator
+
 
 class LaminaError(Exception):
     """Base of the errors that Lamina raises on purpose; `exit_code` is the process's exit code."""
@@ -26,3 +30,37 @@ class InterruptedRun(LaminaError):
     """The run was asked to stop; the same command resumes it (exit code 75, EX_TEMPFAIL)."""
 
     exit_code = 75
+
+
+OUTSIDE = frozenset(
+    {
+        errno.EACCES,
+        errno.EDQUOT,
+        errno.EFBIG,
+        errno.EIO,
+        errno.EISDIR,
+        errno.ENAMETOOLONG,
+        errno.ENOSPC,
+        errno.ENOTDIR,
+        errno.EPERM,
+        errno.EROFS,
+        errno.ESTALE,
+    }
+)
+"""What the system says of files when a disk, a path or a permission is to blame, and not we."""
+
+
+@contextlib.contextmanager
+def blaming_files(where: str) -> Iterator[None]:
+    """Turns what a disk, a path or a permission is to blame for into a `UserError`.
+
+    Args:
+        where: what was being done, for the message; the file is named where it is known.
+    """
+    try:
+        yield
+    except OSError as error:
+        if error.errno not in OUTSIDE:
+            raise
+        file = f"{error.filename}: " if isinstance(error.filename, str) else ""
+        raise UserError(f"{where}: {file}{error.strerror}") from error

@@ -8,10 +8,8 @@ model = restore("runs/quickstart")
 """
 
 import contextlib
-import logging
 import os
 import sys
-import traceback
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -19,18 +17,16 @@ import jax
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.platform import config as configs
-from lamina.platform.checkpoints import lock
-from lamina.platform.errors import DivergedError, InterruptedRun, UserError
+from lamina.platform.checkpoints import lock, restoring
+from lamina.platform.errors import DivergedError, InterruptedRun, UserError, blaming_files
 from lamina.platform.inference import TrainedModel, restore
 from lamina.platform.programs.context import Context
 from lamina.platform.programs.table import PROGRAMS, Program
-from lamina.platform.reporting import folder, manifest, notebook, records, report, storage
+from lamina.platform.reporting import added, folder, manifest, notebook, records, report, storage
 from lamina.platform.reporting.records import Record, Summary
 from lamina.platform.training import signals
 
 __all__ = ["Result", "TrainedModel", "restore", "run"]
-
-logger = logging.getLogger(__name__)
 
 
 class Result(NamedTuple):
@@ -72,7 +68,9 @@ def run(
     """Runs an experiment in `workdir`, or goes on with the one that is there.
 
     The same call again resumes a run that was killed, and returns the result of a finished one.
-    A notebook's interrupt (SIGINT) and SIGTERM save a checkpoint and return what is there.
+    A notebook's interrupt (SIGINT) and SIGTERM save a checkpoint and return what is there. A run
+    that has diverged isn't repeated; one that has failed goes on from its last checkpoint. Seeds
+    may be added to a finished run: they are trained in `seeds_1_2/` in its folder.
 
     Args:
         config: the experiment; it is not changed.
@@ -88,36 +86,99 @@ def run(
     Raises:
         UserError: something about the config, the data or the folder is wrong.
     """
-    with contextlib.ExitStack() as stack:
-        try:
-            return _run(stack, config, storage.as_path(workdir), trust, console, devices)
-        except (InterruptedRun, DivergedError) as error:
-            status = "interrupted" if isinstance(error, InterruptedRun) else "diverged"
-            return read_result(os.fspath(workdir), status, str(error))
+    root = storage.as_path(workdir)
+    try:
+        with blaming_files(f"the run in {root} can't go on"):
+            return _run(config, root, trust, console, devices)
+    except InterruptedRun as error:
+        return read_result(os.fspath(root), "interrupted", str(error))
+    except DivergedError as error:
+        return read_result(os.fspath(root), "diverged", str(error))
 
 
-def _run(stack: contextlib.ExitStack, config, workdir, trust, console, devices) -> Result:
+def _run(config, workdir, trust, console, devices) -> Result:
     program = find_program(config)
     resolved = program.resolve(config, trust)
     before = check_resumable(workdir, program, resolved)
+    new_seeds = _new_seeds(before, resolved)
+    if new_seeds:
+        return _add_seeds(config, resolved, new_seeds, workdir, trust, console, devices)
     # What is wrong with the config shows here, before there is a folder.
-    prepared = program.prepare(resolved, trust, devices, before is None)
-    with _writable(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        stack.enter_context(lock.hold(workdir))
-        status = folder.read_status(workdir).get("state")
-        if status == "done" and before is not None and not _longer(before, resolved):
-            return read_result(os.fspath(workdir), "done", "")
-        _describe(workdir, config, resolved)
-        folder.write_status(workdir, "running")
-    say = _printer(console)
-    with _status_at_end(workdir), signals.catch() as stop:
-        context = Context(os.fspath(workdir), trust, stop, say, console)
-        outcome = program.run(prepared, context)
-        folder.write_result(workdir, outcome.result)
-    if jax.process_index() == 0:
-        report.render(workdir)
+    fresh = not restoring.list_steps(workdir / folder.CHECKPOINTS)
+    prepared = program.prepare(resolved, trust, devices, fresh)
+    with contextlib.ExitStack() as stack:
+        with _writable(workdir):
+            _hold(stack, workdir, program, resolved, before)
+            if before is not None:
+                status = folder.read_status(workdir)
+                if status["state"] == "done" and folder.read_result(workdir):
+                    if not _longer(before, resolved):
+                        return read_result(os.fspath(workdir), "done", "")
+                elif status["state"] == "diverged" and before.to_dict() == configs.thaw(resolved):
+                    raise DivergedError(f"{status.get('message')}\n{_DIVERGES_AGAIN}")
+            _describe(workdir, config, resolved)
+            folder.write_status(workdir, "running")
+        say = _printer(console)
+        stop = stack.enter_context(signals.catch())
+        with _status_at_end(workdir), blaming_files(f"the run in {workdir} can't go on"):
+            context = Context(os.fspath(workdir), trust, stop, say, console)
+            outcome = program.run(prepared, context)
+            folder.write_result(workdir, outcome.result)
+        if jax.process_index() == 0:
+            report.render(workdir)
     return read_result(os.fspath(workdir), "done", "", outcome.state)
+
+
+_DIVERGES_AGAIN = (
+    "The same config diverges again: change it, and run it in another --workdir. (Or remove "
+    f"{folder.STATUS} to train once more from the last checkpoint.)"
+)
+
+
+def _hold(stack: contextlib.ExitStack, workdir, program: Program, resolved, before) -> None:
+    """Makes the run folder and holds its lock; nobody may have changed it since it was looked at.
+
+    Raises:
+        UserError: another run holds the folder, or has held it in the meantime.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    if jax.process_index():
+        return
+    stack.enter_context(lock.hold(workdir))
+    if check_resumable(workdir, program, resolved) != before:
+        raise UserError(
+            f"another run has used {workdir} in the meantime: the same command again goes on there"
+        )
+
+
+def _add_seeds(config, resolved, new_seeds, workdir, trust, console, devices) -> Result:
+    """Trains further seeds of a finished run in a sub-folder, and joins their numbers to its own.
+
+    The run's config is written last: a kill before that leaves a finished run of the old seeds, and
+    the same command goes on with the new ones.
+    """
+    sub = added.sub_folder(workdir, new_seeds)
+    part = ConfigDict(configs.thaw(config))
+    with part.ignore_type():
+        part.seeds = new_seeds
+    before = check_resumable(workdir, find_program(config), resolved)
+    with contextlib.ExitStack() as stack:
+        with _writable(workdir):
+            _hold(stack, workdir, find_program(config), resolved, before)
+        _printer(console)(f"adds the seeds {new_seeds}, in {sub}")
+        _run(part, sub, trust, console, devices)
+        if jax.process_index() == 0:
+            added.join(workdir, sub, resolved.seeds)
+        _describe(workdir, config, resolved)
+        if jax.process_index() == 0:
+            report.render(workdir)
+    return read_result(os.fspath(workdir), "done", "")
+
+
+def _new_seeds(before, resolved) -> tuple[int, ...]:
+    """Returns the seeds of `resolved` that the run of the config `before` doesn't have."""
+    known = before.get("seeds", ()) if before is not None else resolved.seeds
+    return tuple(seed for seed in resolved.seeds if seed not in known)
 
 
 def find_program(config: ConfigDict | FrozenConfigDict) -> Program:
@@ -154,7 +215,8 @@ def check_resumable(workdir: str | os.PathLike, program: Program, resolved: Any)
         UserError: the folder holds a run of another config.
     """
     path = storage.as_path(workdir) / folder.CONFIG
-    text = storage.read_bytes(path)
+    with blaming_files(f"--workdir={workdir} is no folder for a run"):
+        text = storage.read_bytes(path)
     if text is None:
         return None
     before = configs.from_json(text.decode("utf-8", "replace"), str(path))
@@ -164,6 +226,16 @@ def check_resumable(workdir: str | os.PathLike, program: Program, resolved: Any)
             f"{workdir} holds a run of another config:\n"
             f"{configs.describe_difference(differences)}\n"
             f"Choose another --workdir, or go on with the old config: --config={path}"
+        )
+    new_seeds, longer = _new_seeds(before, resolved), _longer(before, resolved)
+    if new_seeds and (longer or folder.read_status(workdir)["state"] != "done"):
+        raise UserError(
+            f"the seeds {new_seeds} can be added once the run in {workdir} is done as it is: first "
+            f"finish it, with --config={path}"
+        )
+    if longer and added.sub_folders(workdir):
+        raise UserError(
+            f"{workdir} can't be made longer, for seeds were added to it: choose another --workdir"
         )
     return before
 
@@ -202,9 +274,7 @@ def _status_at_end(workdir) -> Iterator[None]:
         if isinstance(error, KeyboardInterrupt):
             state = "interrupted"
         message = str(error) if state != "failed" else f"{type(error).__name__}: {error}"
-        if state == "failed" and not isinstance(error, UserError):
-            logger.debug("%s", traceback.format_exc())
-        with contextlib.suppress(OSError):
+        with contextlib.suppress(OSError, UserError):  # the error itself is what matters
             folder.write_status(workdir, state, message)
             report.render(workdir)
         raise
@@ -214,6 +284,7 @@ def _status_at_end(workdir) -> Iterator[None]:
 def _printer(console: bool):
     def say(text: str) -> None:
         if console and jax.process_index() == 0:
-            print(text, file=sys.stderr, flush=True)
+            with contextlib.suppress(BrokenPipeError):
+                print(text, file=sys.stderr, flush=True)
 
     return say

@@ -5,6 +5,7 @@ import fcntl
 import json
 import os
 import socket
+import time
 from collections.abc import Iterator
 
 from etils import epath
@@ -12,6 +13,9 @@ from etils import epath
 from lamina.platform.errors import UserError
 
 LOCK_FILE = ".lock"
+PATIENCE = 0.5
+"""Seconds to wait for a lock: who lists runs tries their locks for an instant."""
+
 _held: set[int] = set()  # descriptors of the locks that this process holds
 
 
@@ -54,7 +58,7 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
             f"can't use the run folder {os.path.dirname(path)}: {error.strerror}"
         ) from error
     try:
-        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        _lock(descriptor)
     except OSError as error:
         busy = isinstance(error, BlockingIOError)
         holder = _holder(descriptor) if busy else ""
@@ -76,6 +80,17 @@ def hold(folder: epath.PathLike) -> Iterator[None]:
             _held.discard(descriptor)
             os.ftruncate(descriptor, 0)
             os.close(descriptor)
+
+
+def _lock(descriptor: int) -> None:
+    deadline = time.monotonic() + PATIENCE
+    while True:
+        try:
+            return fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() >= deadline:
+                raise
+            time.sleep(0.05)
 
 
 def _holder(descriptor: int) -> str:

@@ -108,7 +108,9 @@ def load_config(arguments: Arguments) -> tuple[Any, Any, tuple[str, ...]]:
 def no_positional(command: str, arguments: Arguments) -> None:
     """Raises a `UserError` where a command that takes none was given positional arguments."""
     if arguments.positional:
-        raise UserError(f"lamina {command} takes flags only, not {arguments.positional[0]!r}")
+        raise UserError(
+            f"{arguments.positional[0]!r} is no flag, and `lamina {command}` takes only flags"
+        )
 
 
 def describe_flags(defined: dict[str, Flag]) -> str:

@@ -19,7 +19,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     given = parsing.parse("compare", arguments, FLAGS)
     if not given.positional:
-        raise UserError("lamina compare takes the folders of the runs to compare")
+        raise UserError("give the folders of the runs to compare")
     if not given.flags["out"]:
         raise UserError("--out is missing: the HTML file to write")
 

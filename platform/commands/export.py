@@ -25,7 +25,7 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     given = parsing.parse("export", arguments, FLAGS)
     if len(given.positional) != 1:
-        raise UserError("lamina export takes one run folder")
+        raise UserError("give one run folder")
     out = given.flags["out"]
     if not out.endswith((".safetensors", ".jax")):
         raise UserError(f"--out={out!r} should end in .safetensors or .jax")

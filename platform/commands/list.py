@@ -26,8 +26,12 @@ def main(arguments: Sequence[str]) -> int:
 
     for root in given.positional:
         if not os.path.isdir(root) and "://" not in root:
-            raise UserError(f"lamina list: there is no folder {root}")
-        tables.show(tables.runs_table(folder.list_runs(root)))
+            raise UserError(f"there is no folder {root}")
+        found = folder.list_runs(root)
+        if found:
+            tables.show(tables.runs_table(found))
+        else:
+            print(f"There are no runs in {root}.")
     return 0
 
 

@@ -14,9 +14,12 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     given = parsing.parse("report", arguments, {})
     if len(given.positional) != 1:
-        raise UserError("lamina report takes one run folder")
+        raise UserError("give one run folder")
+    workdir = given.positional[0]
 
-    from lamina.platform.reporting import report
+    from lamina.platform.reporting import folder, report
 
-    print(report.render(given.positional[0]))
+    if not folder.is_run(workdir):
+        raise UserError(f"{workdir} is no run folder: it has no {folder.CONFIG}")
+    print(report.render(workdir))
     return 0

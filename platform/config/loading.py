@@ -45,10 +45,11 @@ def load(reference: str) -> tuple[ConfigDict, Path]:
         raise UserError(
             "--config is empty: give a file or one of " + names.listing(shipped_experiments())
         )
-    name, _, argument = reference.partition(":")
+    whole = Path(reference).is_file()  # a path may hold colons
+    name, _, argument = (reference, "", "") if whole else reference.partition(":")
     path = _find(name)
     if path.suffix == ".json":
-        return from_json(path.read_text(), str(path)), path
+        return from_json(path.read_bytes().decode("utf-8", "replace"), str(path)), path
     spec = importlib.util.spec_from_file_location(f"lamina_config_{path.stem}", path)
     assert spec is not None and spec.loader is not None  # a .py file always has both
     module = importlib.util.module_from_spec(spec)
@@ -66,13 +67,14 @@ def load(reference: str) -> tuple[ConfigDict, Path]:
         raise UserError(f"{path}: get_config() takes no argument, but {argument!r} was given")
     try:
         config = get_config(argument) if argument else get_config()
+        if not isinstance(config, ConfigDict | FrozenConfigDict | Mapping):
+            raise TypeError(f"it gave {type(config).__name__}, not a ConfigDict")
+        # Reads every value: a placeholder that was never set, or keys of several types, fail here.
+        return ConfigDict(ConfigDict(thaw(config)).to_dict()), path
     except Exception as error:
         raise UserError(
             f"{path}: get_config({argument!r}) failed: {type(error).__name__}: {error}"
         ) from error
-    if not isinstance(config, ConfigDict | FrozenConfigDict | Mapping):
-        raise UserError(f"{path}: get_config() gave {type(config).__name__}, not a ConfigDict")
-    return ConfigDict(thaw(config)), path
 
 
 def _find(name: str) -> Path:

@@ -79,8 +79,8 @@ def prepare(
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns the differences between a run's config and a new one with which it can't go on.
 
-    What is in `FREE` may change, and the run may become longer where its schedule's past doesn't
-    depend on its length.
+    What is in `FREE` may change, seeds may be added, and the run may become longer where its
+    schedule's past doesn't depend on its length.
     """
     differences = {
         key: values
@@ -89,8 +89,11 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     }
     steps = differences.get("steps")
     longer = steps is not None and isinstance(steps[0], int) and 0 < steps[0] < steps[1]
-    if longer and schedules.extendable(old["schedule"]["name"]):
+    if longer and schedules.extendable(new["schedule"]["name"]):
         del differences["steps"]
+    seeds = differences.get("seeds")
+    if seeds is not None and isinstance(seeds[0], tuple) and set(seeds[0]) < set(seeds[1]):
+        del differences["seeds"]
     return differences
 
 
@@ -144,6 +147,7 @@ def train(prepared: Prepared, context: Context) -> Outcome:
         recorder = Recorder(
             parts, prepared.loaded, context.say, clock, meter, store, log, history, evaluators
         )
+        recorder.check_divergence(jax.device_get(state.nonfinite_step))  # in a session before
         state = train_loop(recorder, program, feed, state, start, context)
         return finish(recorder, state, context)
 
@@ -216,9 +220,8 @@ def train_loop(
             recorder.evaluate(chunk.end, chunk.due, state)
             if stop or "checkpoint" in chunk.due:
                 recorder.check_divergence(jax.device_get(summary["nonfinite_step"]))
-                recorder.save(chunk.end, state)
+                recorder.save(chunk.end, state, last=stop)
             if stop and chunk.end < parts.steps:
-                recorder.store.wait()
                 raise InterruptedRun(
                     f"stopped by {context.stop.signal or 'another process'} after step {chunk.end} "
                     f"of {parts.steps}: the same command resumes"
@@ -233,8 +236,7 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
     parts, c = recorder.parts, recorder.parts.config
     step = int(np.ravel(jax.device_get(state.step))[0])
     recorder.evaluate(step, frozenset(e.name for e in recorder.evaluators), state)
-    recorder.save(step, state)
-    recorder.store.wait()
+    recorder.save(step, state, last=True)
     totals = recorder.clock.totals()
     seconds = sum(totals.values()) - totals.get("compile", 0.0)
     training = totals.get("train", 0.0) + totals.get("data", 0.0)

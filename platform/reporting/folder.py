@@ -2,12 +2,9 @@
 
 import contextlib
 import datetime
-import hashlib
 import os
 import pathlib
 import socket
-import tempfile
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +24,7 @@ TRACKERS = "trackers.json"  # the ids that trackers gave this run
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"
 CHECKPOINTS = "checkpoints"
-LOCK = ".lock"
+LOCK = ".lock"  # held by a kernel lock while the run lives
 
 STATES = ("running", "done", "interrupted", "diverged", "failed")
 KILLED = "killed"
@@ -183,41 +180,10 @@ def read_metrics(workdir: PathLike) -> list[records.Record]:
     return records.read(storage.as_path(workdir) / METRICS)
 
 
-@contextlib.contextmanager
-def lock(workdir: PathLike, patience: float = 1.0) -> Iterator[None]:
-    """Holds the run folder against a second run, for as long as this process lives.
-
-    It is a kernel lock: it goes with the process, however that ends. For a remote folder it is a
-    file of this machine, so there it keeps out only a second run on the same machine.
-
-    Args:
-        workdir: the run folder.
-        patience: seconds to wait for the lock (`lamina list` tries locks for an instant).
-
-    Raises:
-        UserError: another process runs in this folder.
-    """
-    import fcntl
-
-    path = _lock_path(workdir)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "a+b") as file:
-        deadline = time.monotonic() + patience
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() < deadline:
-                    time.sleep(0.05)
-                    continue
-                status = storage.read_object(storage.as_path(workdir) / STATUS)
-                raise UserError(
-                    f"Another run is using {os.fspath(workdir)} (process {status.get('pid', '?')} "
-                    f"on {status.get('host', 'this host')}). Wait for it, stop it, or choose "
-                    "another --workdir."
-                ) from None
-        yield
+def is_run(workdir: PathLike) -> bool:
+    """Tells whether a folder is a run's: whether it has a config or a status."""
+    root = storage.as_path(workdir)
+    return (root / CONFIG).exists() or (root / STATUS).exists()
 
 
 def list_runs(root: PathLike) -> list[RunRow]:
@@ -240,7 +206,7 @@ def list_runs(root: PathLike) -> list[RunRow]:
 
 
 def _run_folders(folder: Any) -> Iterator[Any]:
-    if (folder / STATUS).exists() or (folder / CONFIG).exists():
+    if is_run(folder):
         yield folder
     for child in sorted(folder.iterdir(), key=lambda path: path.name):
         hidden = child.name.startswith(".")
@@ -271,20 +237,12 @@ def _row(top: Any, folder: Any) -> RunRow:
     )
 
 
-def _lock_path(workdir: PathLike) -> pathlib.Path:
-    if not storage.is_remote(workdir):
-        return pathlib.Path(workdir) / LOCK
-    name = hashlib.sha256(os.fspath(workdir).rstrip("/").encode()).hexdigest()[:24]
-    return pathlib.Path(tempfile.gettempdir()) / f"lamina-{name}.lock"
-
-
 def _is_gone(workdir: PathLike, status: Mapping[str, Any]) -> bool:
     """Tells whether the process of a running status is known to have ended."""
-    here = status.get("host") == socket.gethostname()
-    path = _lock_path(workdir)
-    if path.exists() and (here or not storage.is_remote(workdir)):
+    path = pathlib.Path(workdir) / LOCK
+    if not storage.is_remote(workdir) and path.exists():
         return _is_free(path)
-    return here and not _is_alive(status.get("pid"))
+    return status.get("host") == socket.gethostname() and not _is_alive(status.get("pid"))
 
 
 def _is_free(path: pathlib.Path) -> bool:

@@ -36,7 +36,7 @@ def as_path(path: PathLike) -> Any:
         from etils import epath  # half a second of imports that a local run does not need
 
         return epath.Path(os.fspath(path))
-    return pathlib.Path(path)
+    return pathlib.Path(path).expanduser()
 
 
 def read_bytes(path: PathLike) -> bytes | None:

@@ -80,6 +80,8 @@ def open_writers(run: RunInfo, options: Mapping[str, Mapping[str, Any]]) -> Writ
             make = WRITERS[name]
             if name in TRACKERS:
                 opened.append(forgiving(name, lambda make=make, kw=keywords: make(run, **kw)))
+            elif name == "console":
+                opened.append(while_read(make(run, **keywords)))
             else:
                 opened.append(make(run, **keywords))
     except BaseException:
@@ -106,6 +108,25 @@ def fan_out(writers: Sequence[Writer]) -> Writer:
                 stack.callback(writer.close)
 
     return Writer(write, sync, close)
+
+
+def while_read(writer: Writer) -> Writer:
+    """A writer to a pipe that is written to no more when its reader has gone (`... | head -1`)."""
+    gone = False
+
+    def attempt(call: Callable[[], None]) -> None:
+        nonlocal gone
+        if not gone:
+            try:
+                call()
+            except BrokenPipeError:
+                gone = True
+
+    return Writer(
+        lambda records: attempt(lambda: writer.write(records)),
+        lambda: attempt(writer.sync),
+        lambda: attempt(writer.close),
+    )
 
 
 def forgiving(name: str, make: Callable[[], Writer]) -> Writer:

@@ -75,10 +75,17 @@ class Recorder:
                     metrics = evaluation.evaluate(self.parts, evaluator, state)
                 self.write(step, evaluator.name, metrics)
 
-    def save(self, step: int, state: TrainState) -> None:
-        """Saves a checkpoint; a disk that is full is reported, and the run goes on."""
-        if step == self.saved_step:
-            return
+    def save(self, step: int, state: TrainState, last: bool = False) -> None:
+        """Saves a checkpoint; a disk that is full is reported, and the run goes on.
+
+        Args:
+            step: steps done.
+            state: after them.
+            last: whether this session ends here: then the checkpoint is waited for.
+
+        Raises:
+            CheckpointError: the last checkpoint can't be saved.
+        """
         self.log.sync()
         extra = {
             "clock": self.clock.totals(),
@@ -92,12 +99,18 @@ class Recorder:
             "metrics": self.means_at(step),
         }
         with self.clock.phase("checkpoint"):
-            for _ in range(2):  # an error may be that of the save before; this one then starts anew
+            for again in (True, False):  # an error may be that of the save before
                 try:
-                    self.store.save(step, state, extra)
-                    self.saved_step = step
+                    if step != self.saved_step:
+                        self.store.save(step, state, extra)
+                        self.saved_step = step
+                    if last:
+                        self.store.wait()
                     return
                 except CheckpointError as error:
+                    self.saved_step = -1
+                    if last and not again:
+                        raise
                     self.say(str(error))
 
     def means_at(self, step: int) -> dict[str, float]:

@@ -16,7 +16,7 @@ from lamina.platform.checkpoints import names, restoring
 from lamina.platform.checkpoints.restoring import Restored
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import weights
-from lamina.platform.reporting import folder, storage
+from lamina.platform.reporting import added, folder, storage
 from lamina.platform.training import experiment, seeds
 from lamina.platform.training.tasks import Task
 
@@ -75,6 +75,7 @@ def read(
     if seed is not None and seed not in config.seeds:
         raise UserError(f"{root} has no seed {seed}: its seeds are {tuple(config.seeds)}")
     chosen = config.seeds[0] if seed is None else seed
+    root = os.fspath(added.find(root, chosen))
     checkpoints = os.path.join(root, folder.CHECKPOINTS)
     found = restoring.restore_subtree(
         checkpoints, ("params", "frozen?", "model_state?", "ema?"), step=step

@@ -7,6 +7,7 @@ import sys
 import numpy as np
 import pytest
 
+from lamina.platform.checkpoints import lock
 from lamina.platform.errors import UserError
 from lamina.platform.reporting import folder, manifest, storage
 
@@ -49,33 +50,9 @@ def test_a_running_status_whose_process_is_gone_is_shown_as_killed(tmp_path):
 
 def test_a_running_status_whose_lock_is_free_is_shown_as_killed(tmp_path):
     folder.write_status(tmp_path, "running")
-    with folder.lock(tmp_path):
+    with lock.hold(tmp_path):
         assert folder.read_status(tmp_path)["state"] == "running"
     assert folder.read_status(tmp_path)["state"] == folder.KILLED  # though this process lives
-
-
-def test_a_second_run_in_a_folder_is_refused_and_the_lock_ends_with_its_process(tmp_path):
-    program = f"""
-import time
-from lamina.platform.reporting import folder
-with folder.lock({str(tmp_path)!r}):
-    folder.write_status({str(tmp_path)!r}, "running")
-    print("held", flush=True)
-    time.sleep(60)
-"""
-    holder = subprocess.Popen([sys.executable, "-c", program], stdout=subprocess.PIPE)
-    try:
-        assert holder.stdout.readline() == b"held\n"
-        with (
-            pytest.raises(UserError, match=f"Another run is using .*process {holder.pid} on"),
-            folder.lock(tmp_path, patience=0.0),
-        ):
-            pass
-    finally:
-        holder.kill()
-        holder.communicate()
-    with folder.lock(tmp_path, patience=0.0):
-        pass
 
 
 @pytest.mark.parametrize("content", [b"{", b"[1]", b"\xff\xfe"])
