@@ -34,6 +34,8 @@ def main(arguments: Sequence[str]) -> int:
     use_compilation_cache()
     join(given.flags["coordinator"], given.flags["num_processes"], given.flags["process_id"])
 
+    import jax
+
     from lamina.platform import run as runs
     from lamina.platform.reporting import tables
 
@@ -42,9 +44,11 @@ def main(arguments: Sequence[str]) -> int:
         raise InterruptedRun(result.message)
     if result.status == "diverged":
         raise DivergedError(result.message)
-    held_out = {k: v._asdict() for k, v in result.final.items() if not k.startswith("train/")}
-    tables.show(tables.result_table(held_out or result.summary["final"], result.seeds))
-    print(f"report: {os.path.join(result.workdir, 'report.html')}")
+    if jax.process_index() == 0:
+        final = {name: entry._asdict() for name, entry in result.final.items()}
+        held_out = {name: entry for name, entry in final.items() if not name.startswith("train/")}
+        tables.show(tables.result_table(held_out or final, result.seeds))
+        print(f"report: {os.path.join(result.workdir, 'report.html')}")
     return 0
 
 

@@ -5,6 +5,7 @@ import io
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lamina.models import generate as generation
@@ -50,7 +51,7 @@ def _texts(parts: Experiment, module: Transformer, split: Any) -> list[dict[str,
         prompt = np.asarray(example["inputs"])[:PROMPT_TOKENS]
         key = jax.random.fold_in(jax.random.key(0), i)
         tokens = generation.generate(
-            module, prompt[None].astype(np.int32), key, steps=NEW_TOKENS, temperature=0.7
+            module, jnp.asarray(prompt[None], jnp.int32), key, steps=NEW_TOKENS, temperature=0.7
         )
         written = np.asarray(tokens)[0, len(prompt) :]
         entries.append(

@@ -4,6 +4,7 @@ import dataclasses
 
 import jax
 import numpy as np
+import psutil
 import pytest
 
 from lamina.platform.checkpoints import names, restoring
@@ -289,3 +290,22 @@ def test_one_chunk_program_serves_the_whole_run(train, digits, monkeypatch):
     monkeypatch.setattr(compiled, "compile_program", counting)
     train(digits(steps=23))  # with a partial last chunk
     assert len(compilations) == 3  # the chunk, validation, test
+
+
+@pytest.mark.slow
+def test_memory_does_not_grow_over_2000_steps(train, digits, monkeypatch):
+    from lamina.platform.training.recorder import Recorder
+
+    process, sizes, alive = psutil.Process(), [], []
+    real = Recorder.record
+
+    def watched(self, chunk, summary):
+        real(self, chunk, summary)
+        sizes.append(process.memory_info().rss)
+        alive.append(len(jax.live_arrays()))
+
+    monkeypatch.setattr(Recorder, "record", watched)
+    train(digits(steps=2000, checkpoint__every=200, evaluation__every=200))
+    half = len(sizes) // 2
+    assert max(sizes[half:]) - max(sizes[:half]) < 16 * 2**20
+    assert max(alive[half:]) <= max(alive[:half])
