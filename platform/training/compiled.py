@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamina.platform.data.feed import Feed
+from lamina.platform.errors import DivergedError
 from lamina.platform.training import layout, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
@@ -73,10 +74,30 @@ def train_program(experiment: Experiment, feed: Feed) -> Program:
     )
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
     whole = partition_rules.replicated(experiment.mesh)
+    if experiment.config.debug.check_nans:
+        return Program(
+            _checking_nans(jax.jit(chunk, out_shardings=(shardings, whole))), 0.0, 0.0, 0
+        )
     jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, whole))
     rows = abstract_rows(experiment, feed.read(0, length), experiment.seeds.per_seed_rows)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
     return compile_program(jitted, experiment.state, feed.constants, rows, count)
+
+
+def _checking_nans(jitted: Callable[..., Any]) -> Callable[..., Any]:
+    """Returns the function with jax's NaN checks: a call that makes one is run again op by op.
+
+    Nothing may be donated then, and the second run moves constants between host and devices.
+    """
+
+    def call(*arguments: Any) -> Any:
+        with jax.debug_nans(True), jax.transfer_guard("allow"):
+            try:
+                return jitted(*arguments)
+            except FloatingPointError as error:
+                raise DivergedError(f"debug.check_nans: {error}") from error
+
+    return call
 
 
 def single_step(experiment: Experiment) -> tuple[Any, tuple[Any, Any]]:

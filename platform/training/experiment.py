@@ -151,6 +151,8 @@ def _contradictions(c: FrozenConfigDict):
         yield f"clip_norm = {c.clip_norm} should not be negative"
     if c.checkpoint.keep < 1:
         yield f"checkpoint.keep = {c.checkpoint.keep} should be at least 1"
+    if c.debug.check_nans and c.steps_per_call != 1:
+        yield "debug.check_nans needs steps_per_call = 1: it can't look into a loop"
     if c.early_stopping.metric and not c.evaluation.every:
         yield "early_stopping needs evaluation.every"
     for key, metric in (

@@ -182,7 +182,8 @@ class Debug(NamedTuple):
 
     Attributes:
         overfit_one_batch: trains on the first batch again and again: its loss should go to 0.
-        check_nans: stops at the first operation that makes a NaN (much slower).
+        check_nans: stops at the first operation that makes a NaN, and names it (slower, and twice
+            the memory; needs steps_per_call = 1).
     """
 
     overfit_one_batch: bool = False

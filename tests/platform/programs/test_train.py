@@ -271,6 +271,26 @@ def test_overfitting_one_batch_drives_its_loss_down(train, digits):
     assert result.final["train/loss"].mean < 0.01
 
 
+def test_checking_for_nans_names_the_operation(train, digits, monkeypatch):
+    from lamina.platform.training import tasks
+
+    wrong = tasks.TASKS["classification"]
+
+    def taking_a_root(spec, *, label_smoothing: float = 0.0):
+        task = wrong(spec, label_smoothing=label_smoothing)
+        return task._replace(
+            loss=lambda output, batch: (
+                jax.numpy.sqrt(-jax.numpy.abs(output.logits).sum(-1) - 1.0),
+                jax.numpy.ones(output.logits.shape[0]),
+            )
+        )
+
+    monkeypatch.setitem(tasks.TASKS, "classification", taking_a_root)
+    result = train(digits(debug={"check_nans": True}, steps_per_call=1))
+    assert result.status == "diverged"
+    assert "sqrt" in result.message
+
+
 def test_norms_are_recorded_for_each_group_of_parameters(train, digits):
     result = train(digits())
     names_ = {r.name for r in result.metrics if r.split == "train"}
