@@ -82,9 +82,7 @@ def by_hand(c: ConfigDict) -> tuple[float, float]:
     jitted = jax.jit(step, donate_argnums=(0, 1))
     state = jax.jit(optimizer.init)(params)
     size = c.data.batch_size
-    rows = lambda i: jnp.asarray(
-        order.indices(len(labels), 0, i * size, size).astype(np.int32)
-    )
+    rows = lambda i: jnp.asarray(order.indices(len(labels), 0, i * size, size).astype(np.int32))
     params, state, loss = jitted(params, state, rest, images, labels, rows(0))
     jax.block_until_ready(loss)
     start, pending = time.perf_counter(), loss

@@ -7,6 +7,7 @@ import sys
 
 import numpy as np
 import pytest
+
 from lamina.platform.reporting import records
 
 ARGUMENTS = (
@@ -25,8 +26,15 @@ ARGUMENTS = (
 def start(workdir, devices, *more):
     environment = os.environ | {"XLA_FLAGS": f"--xla_force_host_platform_device_count={devices}"}
     return subprocess.Popen(
-        [sys.executable, "-m", "lamina.platform.cli", "run", f"--workdir={workdir}"]
-        + [*ARGUMENTS, *more],
+        [
+            sys.executable,
+            "-m",
+            "lamina.platform.cli",
+            "run",
+            f"--workdir={workdir}",
+            *ARGUMENTS,
+            *more,
+        ],
         env=environment,
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
