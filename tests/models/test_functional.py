@@ -31,7 +31,7 @@ X = jnp.arange(12.0).reshape(3, 4)
 @pytest.fixture(scope="module")
 def plain():
     model = functional(Plain)
-    return model, *jax.jit(model.init)(jax.random.key(0))
+    return model, *model.init(jax.random.key(0))
 
 
 def keys_of(tree):

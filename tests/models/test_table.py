@@ -45,7 +45,7 @@ def abstract(case, dtype=jnp.float32):
 @functools.cache
 def build(case):
     model = abstract(case)
-    return model, *jax.jit(model.init)(jax.random.key(0))
+    return model, *model.init(jax.random.key(0))
 
 
 def inputs_of(case):
@@ -100,10 +100,10 @@ def test_logits_and_parameters_are_float32_whatever_the_compute_dtype(case, dtyp
     assert jax.tree.map(jnp.shape, state) == jax.tree.map(jnp.shape, model.model_state)
 
 
-@pytest.mark.parametrize("case", CASES)
+@pytest.mark.parametrize("case", ["mlp", "transformer"])
 def test_seeds_under_vmap_equal_single_inits(case):
     model, params, state = build(case)
-    many = jax.jit(jax.vmap(model.init))(jnp.stack([jax.random.key(0), jax.random.key(1)]))
+    many = jax.vmap(model.init)(jnp.stack([jax.random.key(0), jax.random.key(1)]))
     jax.tree.map(
         lambda m, one: np.testing.assert_allclose(m[0], one, rtol=1e-6, atol=1e-7),
         many,
@@ -143,7 +143,7 @@ def test_conv_lowerings_give_the_same_network():
         model = functional(
             lambda rngs: MODELS["convnet"](rngs, IMAGE, jnp.float32, width=4, lowering=lowering)
         )
-        params, state = jax.jit(model.init)(jax.random.key(0))
+        params, state = model.init(jax.random.key(0))
         return jax.jit(lambda p: model.apply(p, state, x, train=False)[0].logits)(params)
 
     np.testing.assert_allclose(run("patches"), run("conv"), rtol=1e-4, atol=1e-5)
