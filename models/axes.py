@@ -28,6 +28,7 @@ partitioning would shard at construction and refuse to build a module without a 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 from flax import nnx
@@ -92,7 +93,8 @@ def annotate(initializer: Initializer, *names: str | None) -> Initializer:
     unknown = [name for name in names if name is not None and name not in VOCABULARY]
     if unknown:
         raise ValueError(f"unknown logical axes {unknown}; the vocabulary is {sorted(VOCABULARY)}")
-    return nnx.with_metadata(initializer, **{METADATA_KEY: names})
+    metadata: dict[str, Any] = {METADATA_KEY: names}
+    return nnx.with_metadata(initializer, **metadata)
 
 
 def of_variable(variable: nnx.Variable, ndim: int) -> tuple[str | None, ...]:

@@ -78,7 +78,7 @@ def functional(make: Callable[[nnx.Rngs], nnx.Module]) -> FunctionalModel:
         eval_graph, abstract = nnx.split(module)
         module.train()
         train_graph, _ = nnx.split(module)
-    leaves: dict[Path, Any] = dict(nnx.to_flat_state(abstract))
+    leaves: dict[Any, Any] = dict(nnx.to_flat_state(abstract))
     kinds = {path: _kind(leaf) for path, leaf in leaves.items()}
     takes_rngs = _accepts(module, "rngs")
 

@@ -5,6 +5,7 @@ Parameters are float32; ``dtype`` is what a layer computes in.
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -73,7 +74,7 @@ def kernel_init(kind: str, inputs: int, outputs: int, scale: float = 1.0) -> axe
     """Returns the initializer ``kind`` for a kernel of ``inputs`` + ``outputs`` dimensions."""
     if kind == "zeros":
         return nnx.initializers.zeros_init()
-    kinds = {
+    kinds: dict[str, tuple[float, Any, Any]] = {
         "fan_in": (1.0, "fan_in", "truncated_normal"),
         "xavier": (1.0, "fan_avg", "uniform"),
         "he": (2.0, "fan_in", "truncated_normal"),

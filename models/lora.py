@@ -59,7 +59,10 @@ def init(
     """
     if rank < 1:
         raise ValueError(f"the rank of adapters must be at least 1, not {rank}")
-    matrices = {path: leaf for path, leaf in _leaves(params) if _split(path, leaf, axes)}
+    leaves = dict(_leaves(params))
+    found = {path: _split(path, leaf, axes) for path, leaf in leaves.items()}
+    splits = {path: split for path, split in found.items() if split}
+    matrices = {path: leaves[path] for path in splits}
     for expression in paths:
         if not any(re.search(expression, "/".join(path)) for path in matrices):
             raise ValueError(
@@ -69,7 +72,7 @@ def init(
     adapters: Tree = {}
     for number, (path, leaf) in enumerate(sorted(matrices.items())):
         if any(re.search(expression, "/".join(path)) for expression in paths):
-            pair = _pair(jax.random.fold_in(key, number), leaf, _split(path, leaf, axes), rank)
+            pair = _pair(jax.random.fold_in(key, number), leaf, splits[path], rank)
             node = adapters
             for part in path:
                 node = node.setdefault(part, {})

@@ -94,7 +94,8 @@ class Stack(nnx.Module):
             )
         else:
             collected = []
-            for i, block in enumerate(self.blocks):
+            blocks: Any = self.blocks
+            for i, block in enumerate(blocks):
                 graph, state = nnx.split(block)
                 key = None if keys is None else keys[i]
                 x, part = run(graph, state, x, key, _part(per_layer, i), shared)

@@ -109,7 +109,7 @@ class Block(nnx.Module):
             rotate(self.key(x), angles),
             self.value(x),
         )
-        if cached is None:
+        if cached is None or start is None:
             x = attend(
                 query,
                 key,
@@ -119,10 +119,8 @@ class Block(nnx.Module):
                 implementation=self.attention,
             )
         else:
-            cached = tuple(
-                jax.lax.dynamic_update_slice_in_dim(old, new, start, axis=1)
-                for old, new in zip(cached, (key, value), strict=True)
-            )
+            write = jax.lax.dynamic_update_slice_in_dim
+            cached = (write(cached[0], key, start, axis=1), write(cached[1], value, start, axis=1))
             x = attend_cached(query, *cached, start)
         x_BTD = x_BTD + self.dropout(self.output(x), rngs=rngs)
         x = self.mlp_norm(x_BTD)
@@ -203,7 +201,7 @@ class Transformer(nnx.Module):
         angles = rope_angles(positions, units, self.rope_theta)
         per_layer = None if cache is None else (cache.keys, cache.values)
         result = self.layers(x_BTD, angles, segments, start, rngs=rngs, per_layer=per_layer)
-        x_BTD, per_layer = (result, None) if cache is None else result
+        x_BTD = result if cache is None else result[0]
         features = self.norm(x_BTD)
         table = (self.embedding if self.tied else self.unembedding)[...].astype(self.dtype)
         logits = jnp.einsum("BTD,VD->BTV", features, table, preferred_element_type=jnp.float32)
@@ -211,7 +209,8 @@ class Transformer(nnx.Module):
         if cache is None:
             return output
         seen = jnp.concatenate([history, inputs], axis=1)[:, inputs.shape[1] :]
-        return output, Cache(*per_layer, cache.length + inputs.shape[1], seen)
+        keys, values = result[1]
+        return output, Cache(keys, values, cache.length + inputs.shape[1], seen)
 
     def empty_cache(self, batch: int, length: int) -> Cache:
         """Returns a cache with ``length`` places for each of ``batch`` texts."""

@@ -1,6 +1,6 @@
 """Evaluation of a split: each example counts exactly once, whatever the mesh."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -10,7 +10,7 @@ from lamina.platform import config as configs
 from lamina.platform.data import feed as feeds
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.training import compiled, experiment, seeds, settings
+from lamina.platform.training import compiled, experiment, seeds, settings, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import TrainState
 from lamina.sharding import rules as partition_rules
@@ -40,25 +40,80 @@ class Evaluator(NamedTuple):
     bytes_per_token: float | None = None
 
 
-def open_evaluators(parts: Experiment) -> list[Evaluator]:
-    """Opens and compiles all that the config evaluates, in the order of the records.
+class Evaluated(NamedTuple):
+    """A split that the config evaluates, not opened yet.
+
+    Attributes:
+        name: the split's name in the records.
+        every: steps between evaluations; 0: at the end only.
+        dataset: whose split.
+        split: its name in the data set.
+        batch_size: examples at once.
+        data: the block with `placement` and `workers`.
+    """
+
+    name: str
+    every: int
+    dataset: Dataset
+    split: str
+    batch_size: int
+    data: Any
+
+
+def choose(parts: Experiment) -> list[Evaluated]:
+    """Returns what the config evaluates, in the order of the records.
 
     They are the splits `validation` and `test` (where the data set has them) and the config's own
     `evaluators`.
 
     Raises:
-        UserError: an evaluator's block is wrong, or its data don't fit the model.
+        UserError: an evaluator's block is wrong, its data don't fit the model, or the config
+            selects by a metric that isn't measured.
     """
     c = parts.config
     batch_size = c.evaluation.batch_size or c.data.batch_size
     chosen = [
-        (name, every, parts.dataset, name, batch_size, c.data)
+        Evaluated(name, every, parts.dataset, name, batch_size, c.data)
         for name, every in (("validation", c.evaluation.every), ("test", 0))
         if name in parts.dataset.splits
     ]
     for name, block in c.evaluators.items():
         chosen.append(_own(parts, name, block, batch_size))
-    return [_open(parts, *arguments) for arguments in chosen]
+    measured = _metric_names(parts, chosen)
+    for key, metric in (
+        ("checkpoint.best", c.checkpoint.best),
+        ("early_stopping.metric", c.early_stopping.metric),
+    ):
+        if metric and metric not in measured:
+            raise UserError(f"{key} = {metric!r} isn't measured: one of {', '.join(measured)}")
+    return chosen
+
+
+def _metric_names(parts: Experiment, chosen: Sequence[Evaluated]) -> list[str]:
+    """Returns `split/metric` of all that is measured for selection, without computing anything."""
+    recipe = parts.recipe
+
+    def one(batch: Any) -> Any:
+        params, model_state = recipe.model.init(jax.random.key(0))
+        return step.evaluate_batch(recipe, params, model_state, batch)
+
+    means = dict.fromkeys(jax.eval_shape(one, parts.batch), 1.0)
+    return [
+        f"{entry.name}/{name}"
+        for entry in chosen
+        if entry.name != "test"
+        for name in recipe.task.finish(means, entry.dataset.bytes_per_token.get(entry.split))
+    ]
+
+
+def open_evaluators(parts: Experiment, chosen: Sequence[Evaluated]) -> list[Evaluator]:
+    """Opens the feeds of all that is evaluated, and compiles their programs.
+
+    Args:
+        parts: the run's parts.
+        chosen: as `choose` returns it.
+    """
+    return [_open(parts, *entry) for entry in chosen]
 
 
 class _OwnEvaluator(NamedTuple):
@@ -67,7 +122,7 @@ class _OwnEvaluator(NamedTuple):
     batch_size: int = 0
 
 
-def _own(parts: Experiment, name: str, block: Any, batch_size: int):
+def _own(parts: Experiment, name: str, block: Any, batch_size: int) -> Evaluated:
     if not isinstance(block, Mapping) and not hasattr(block, "items"):
         raise UserError(f"evaluators.{name} should be a block: dict(data=dict(...), every=...)")
     schema = configs.Schema(
@@ -89,7 +144,7 @@ def _own(parts: Experiment, name: str, block: Any, batch_size: int):
             f"({parts.dataset.spec})"
         )
     size = resolved.batch_size or batch_size
-    return name, resolved.every, dataset, resolved.split, size, resolved.data
+    return Evaluated(name, resolved.every, dataset, resolved.split, size, resolved.data)
 
 
 class _OwnData(NamedTuple):

@@ -258,7 +258,7 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
     rules = layout.preset(c.sharding.rules, c.sharding.axes)
     shardings = layout.state_shardings(
-        one, model.axes, recipe.optimizer, rules, mesh, plan.number > 1
+        one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1
     )
     if plan.number > 1:
         one = jax.tree.map(
@@ -286,6 +286,7 @@ def build_model(
         c.adapters.alpha,
         c.adapters.paths,
         model.params,
+        model.axes,
     )
     return model, task, trained
 

@@ -15,6 +15,7 @@ from lamina.sharding import rules as partition_rules
 
 def state_shardings(
     state: TrainState,
+    trained_axes: Any,
     axes: Any,
     optimizer: optax.GradientTransformation,
     rules: partition_rules.Rules,
@@ -24,10 +25,11 @@ def state_shardings(
     """Returns the sharding of every array of a train state.
 
     Parameters follow the rules; so do the optimizer's moments and the moving average of them.
-    Everything else, adapters included, is copied to every device.
+    Everything else is copied to every device.
 
     Args:
         state: of one seed, as `jax.ShapeDtypeStruct`s.
+        trained_axes: logical axes of what is trained (the parameters, or their adapters).
         axes: logical axes of the model's parameters, nested as they are.
         optimizer: whose state it is.
         rules: logical axis to mesh axis.
@@ -38,7 +40,7 @@ def state_shardings(
         ValueError: a dimension doesn't divide, or a rule names an axis that the mesh lacks.
     """
     whole: Any = partition_rules.replicated(mesh)
-    logical = flat(axes)
+    logical = flat(axes) | flat(trained_axes)
 
     def of_params(tree: Any) -> Any:
         return nested({name: leaf_sharding(name, leaf) for name, leaf in flat(tree).items()})

@@ -16,14 +16,21 @@ class Parameters(NamedTuple):
     Attributes:
         partition: `(key, params) -> (trained, frozen)`.
         combine: `(trained, frozen) -> params`, as the model takes them.
+        axes: trained parameters to their logical axes, or to those that are known.
     """
 
     partition: Callable[[jax.Array, Any], tuple[Any, Any]]
     combine: Callable[[Any, Any], Any]
+    axes: Callable[[Any], Any]
 
 
 def create(
-    freeze: Sequence[str], rank: int, alpha: float, paths: Sequence[str], abstract: Any
+    freeze: Sequence[str],
+    rank: int,
+    alpha: float,
+    paths: Sequence[str],
+    abstract: Any,
+    axes: Any,
 ) -> Parameters:
     """Returns how the parameters are trained.
 
@@ -33,6 +40,7 @@ def create(
         alpha: scale of the adapters, divided by the rank.
         paths: regular expressions of the paths that get an adapter.
         abstract: the model's parameters, as `jax.ShapeDtypeStruct`s.
+        axes: their logical axes.
 
     Raises:
         ValueError: an expression is invalid or matches nothing, or nothing is left to train.
@@ -42,13 +50,16 @@ def create(
             raise ValueError("adapters freeze all parameters: remove init_from_rules.freeze")
         return Parameters(
             partition=lambda key, params: (
-                lora.init(key, params, rank=rank, paths=tuple(paths)),
+                lora.init(key, params, rank=rank, paths=tuple(paths), axes=axes),
                 params,
             ),
             combine=lambda trained, frozen: lora.apply(frozen, trained, rank=rank, alpha=alpha),
+            axes=lambda trained: lora.adapter_axes(trained, axes),
         )
     if not freeze:
-        return Parameters(lambda key, params: (params, {}), lambda trained, frozen: trained)
+        return Parameters(
+            lambda key, params: (params, {}), lambda trained, frozen: trained, lambda trained: axes
+        )
     names = list(flat(abstract))
     frozen_names = transfer.select(names, freeze, "init_from_rules.freeze")
     if len(frozen_names) == len(names):
@@ -60,7 +71,11 @@ def create(
         frozen = {name: leaf for name, leaf in leaves.items() if name in frozen_names}
         return nested(trained), nested(frozen)
 
-    return Parameters(partition, lambda trained, frozen: nested(flat(trained) | flat(frozen)))
+    return Parameters(
+        partition,
+        lambda trained, frozen: nested(flat(trained) | flat(frozen)),
+        lambda trained: axes,
+    )
 
 
 def replace(params: Any, loaded: Mapping[str, jax.Array]) -> Any:

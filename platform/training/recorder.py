@@ -9,7 +9,7 @@ import numpy as np
 
 from lamina.platform.checkpoints.failures import CheckpointError
 from lamina.platform.checkpoints.store import Store
-from lamina.platform.errors import DivergedError, UserError
+from lamina.platform.errors import DivergedError
 from lamina.platform.reporting import records
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
@@ -129,11 +129,6 @@ class Recorder:
         for r in self.history:
             if r.split == split and r.name == name:
                 by_step.setdefault(r.step, []).append(r.value)
-        if self.history and not by_step and any(r.split == split for r in self.history):
-            known = sorted({r.name for r in self.history if r.split == split})
-            raise UserError(
-                f"early_stopping.metric = {rule.metric!r} isn't measured: {split} has {known}"
-            )
         means = [records.summary(values).mean for _, values in sorted(by_step.items())]
         values = [math.nan if mean is None else mean for mean in means]
         return loop.should_stop(values, rule.mode, rule.patience, rule.min_delta)

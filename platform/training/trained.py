@@ -75,7 +75,7 @@ def read(
     if seed is not None and seed not in config.seeds:
         raise UserError(f"{root} has no seed {seed}: its seeds are {tuple(config.seeds)}")
     chosen = config.seeds[0] if seed is None else seed
-    root = os.fspath(added.find(root, chosen))
+    root = os.fspath(added.find(root, chosen) or root)
     checkpoints = os.path.join(root, folder.CHECKPOINTS)
     found = restoring.restore_subtree(
         checkpoints, ("params", "frozen?", "model_state?", "ema?"), step=step
