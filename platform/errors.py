@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import os
 from collections.abc import Iterator
 
 
@@ -48,6 +49,15 @@ OUTSIDE = frozenset(
     }
 )
 """What the system says of files when a disk, a path or a permission is to blame, and not we."""
+
+
+@contextlib.contextmanager
+def writing(path: str | os.PathLike[str]) -> Iterator[None]:
+    """Turns whatever keeps a file or folder of the user's choice from being written into words."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"{os.fspath(path)} can't be written: {error}") from error
 
 
 @contextlib.contextmanager

@@ -9,6 +9,7 @@ from jax import export
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import exchange
 from lamina.platform.data import feed as feeds
+from lamina.platform.errors import writing
 from lamina.platform.reporting import storage
 from lamina.platform.training import trained
 from lamina.platform.training.trained import Trained
@@ -46,6 +47,9 @@ def prediction(found: Trained, path: str) -> None:
     Args:
         found: the trained model.
         path: the file.
+
+    Raises:
+        UserError: the file can't be written.
     """
 
     def predict(inputs: jax.Array) -> jax.Array:
@@ -57,4 +61,5 @@ def prediction(found: Trained, path: str) -> None:
     dtype = jnp.dtype(found.spec.input_dtype)
     inputs = jax.ShapeDtypeStruct((size, *found.spec.input_shape), dtype)
     exported = export.export(jax.jit(predict), platforms=("cpu", "cuda", "tpu"))(inputs)
-    storage.write_bytes(path, bytes(exported.serialize()))
+    with writing(path):
+        storage.write_bytes(path, bytes(exported.serialize()))

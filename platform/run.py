@@ -18,7 +18,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import lock, restoring
-from lamina.platform.errors import DivergedError, InterruptedRun, UserError, blaming_files
+from lamina.platform.errors import DivergedError, InterruptedRun, UserError, blaming_files, writing
 from lamina.platform.inference import TrainedModel, restore
 from lamina.platform.programs.context import Context
 from lamina.platform.programs.table import PROGRAMS, Program
@@ -107,7 +107,7 @@ def _run(config, workdir, trust, console, devices) -> Result:
     fresh = not restoring.list_steps(workdir / folder.CHECKPOINTS)
     prepared = program.prepare(resolved, trust, devices, fresh)
     with contextlib.ExitStack() as stack:
-        with _writable(workdir):
+        with writing(workdir):
             _hold(stack, workdir, program, resolved, before)
             if before is not None:
                 status = folder.read_status(workdir)
@@ -163,7 +163,7 @@ def _add_seeds(config, resolved, new_seeds, workdir, trust, console, devices) ->
         part.seeds = new_seeds
     before = check_resumable(workdir, find_program(config), resolved)
     with contextlib.ExitStack() as stack:
-        with _writable(workdir):
+        with writing(workdir):
             _hold(stack, workdir, find_program(config), resolved, before)
         _printer(console)(f"adds the seeds {new_seeds}, in {sub}")
         _run(part, sub, trust, console, devices)
@@ -233,7 +233,7 @@ def check_resumable(workdir: str | os.PathLike, program: Program, resolved: Any)
             f"the seeds {new_seeds} can be added once the run in {workdir} is done as it is: first "
             f"finish it, with --config={path}"
         )
-    if longer and added.sub_folders(workdir):
+    if longer and any(added.find(workdir, seed) for seed in before.get("seeds", ())):
         raise UserError(
             f"{workdir} can't be made longer, for seeds were added to it: choose another --workdir"
         )
@@ -253,14 +253,6 @@ def _describe(workdir, config, resolved) -> None:
 
 def _parents(resolved) -> list[str]:
     return [resolved.init_from] if resolved.get("init_from") else []
-
-
-@contextlib.contextmanager
-def _writable(workdir) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"--workdir={workdir} can't be written: {error}") from error
 
 
 @contextlib.contextmanager

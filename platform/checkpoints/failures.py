@@ -27,5 +27,6 @@ def cause(error: BaseException) -> str:
             if sign in str(link):
                 return f"{meaning} ({sign})" if meaning.lower() != sign.lower() else meaning
         link = link.__cause__ or link.__context__
-    lines = str(error).strip().splitlines()
+    text, _, _ = str(error).strip().partition(". See full TensorStore")
+    lines = text.splitlines()
     return lines[0] if lines else type(error).__name__

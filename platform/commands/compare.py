@@ -4,7 +4,7 @@ from collections.abc import Sequence
 
 from lamina.platform.commands import arguments as parsing
 from lamina.platform.commands.arguments import Flag
-from lamina.platform.errors import UserError
+from lamina.platform.errors import UserError, writing
 
 FLAGS = {"out": Flag("", "the HTML file to write")}
 
@@ -25,5 +25,6 @@ def main(arguments: Sequence[str]) -> int:
 
     from lamina.platform.reporting import compare
 
-    print(compare.compare(given.positional, given.flags["out"]))
+    with writing(given.flags["out"]):
+        print(compare.compare(given.positional, given.flags["out"]))
     return 0

@@ -11,6 +11,9 @@ batch, under both placements.
 """
 
 import math
+import multiprocessing
+import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
@@ -291,7 +294,7 @@ class _Reader:
             options = grain.ReadOptions(num_threads=0, prefetch_buffer_size=0)
             ahead = steps.to_iter_dataset(options).mp_prefetch(
                 grain.MultiprocessingOptions(self._workers, per_worker_buffer_size=each),
-                worker_init_fn=_keep_off_accelerators,
+                worker_init_fn=_start_worker,
             )
         else:
             threads = min(READING_THREADS, self._prefetch)
@@ -306,7 +309,15 @@ class _Reader:
             self._iterator = None
 
 
-def _keep_off_accelerators(worker: int, workers: int) -> None:
-    """Keeps jax in a worker, should a source use it, from claiming the parent's accelerator."""
+def _start_worker(worker: int, workers: int) -> None:
+    """Lets a worker end with its run, however that ends, and keeps it off the accelerators."""
     del worker, workers
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+
+        def end_with_parent() -> None:
+            parent.join()
+            os._exit(1)  # a run that is killed can't stop its workers
+
+        threading.Thread(target=end_with_parent, daemon=True).start()
     jax.config.update("jax_platforms", "cpu")

@@ -52,10 +52,12 @@ class Prepared(NamedTuple):
     Attributes:
         parts: the run's parts.
         loaded: what `init_from` gives.
+        evaluated: the splits to evaluate.
     """
 
     parts: Experiment
     loaded: loading.Loaded
+    evaluated: list[evaluation.Evaluated]
 
 
 def prepare(
@@ -70,10 +72,13 @@ def prepare(
         UserError: the config doesn't fit the data, the devices, or what `init_from` names.
     """
     parts = assemble(config, trust, devices)
+    evaluated = evaluation.choose(parts)
+    writers.check_trackers(config.trackers)
     if not fresh:
-        return Prepared(parts, loading.NOTHING)
+        return Prepared(parts, loading.NOTHING, evaluated)
     whole = partition_rules.replicated(parts.mesh)
-    return Prepared(parts, loading.load(config, trust, parts.recipe.model, whole))
+    loaded = loading.load(config, trust, parts.recipe.model, whole)
+    return Prepared(parts, loaded, evaluated)
 
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
@@ -140,7 +145,7 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             feed = initial.open_feed(parts)
             stack.callback(feed.close)
             program = compiled.train_program(parts, feed)
-            evaluators = evaluation.open_evaluators(parts)
+            evaluators = evaluation.open_evaluators(parts, prepared.evaluated)
             for evaluator in evaluators:
                 stack.callback(evaluator.feed.close)
             state = restored.state if restored else initial.create(parts, prepared.loaded)

@@ -22,18 +22,12 @@ def sub_folder(workdir: PathLike, seeds: Sequence[int]) -> Any:
     return storage.as_path(workdir) / name
 
 
-def sub_folders(workdir: PathLike) -> list[Any]:
-    """The folders of the seeds that have joined a run."""
-    joined = (folder.read_result(workdir) or {}).get("added") or ()
-    return [storage.as_path(workdir) / name for name in joined]
-
-
 def find(workdir: PathLike, seed: int) -> Any:
-    """The folder whose checkpoints hold a seed: the run's own, or that of an addition."""
-    for sub in sub_folders(workdir):
-        if seed in folder.read_config(sub).get("seeds", ()):
+    """The folder of the addition that trained a seed; None where the run itself did."""
+    for sub in storage.as_path(workdir).glob(f"{PREFIX}*"):
+        if seed in folder.read_config(sub).get("seeds", ()) and (sub / folder.RESULT).exists():
             return sub
-    return storage.as_path(workdir)
+    return None
 
 
 def join(workdir: PathLike, sub: PathLike, seeds: Sequence[int]) -> None:

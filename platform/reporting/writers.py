@@ -1,6 +1,7 @@
 """The writers by name, and how several of them become one."""
 
 import contextlib
+import importlib.util
 import warnings
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -54,6 +55,20 @@ WRITERS: dict[str, Callable[..., Writer]] = {
 
 TRACKERS = ("tensorboard", "wandb", "mlflow")
 """Writers that a run can do without: when one fails, the run warns once and goes on."""
+
+
+def check_trackers(names: Sequence[str]) -> None:
+    """Checks that trackers exist and that their packages are installed.
+
+    Raises:
+        UserError: one doesn't, or isn't.
+    """
+    for name in names:
+        if name not in TRACKERS:
+            raise UserError(f"trackers: {name!r} is unknown; there are {', '.join(TRACKERS)}")
+        package = {"tensorboard": "tensorboardX"}.get(name, name)
+        if importlib.util.find_spec(package) is None:
+            raise UserError(f"trackers: {name!r} needs the package: pip install 'lamina[{name}]'")
 
 
 def open_writers(run: RunInfo, options: Mapping[str, Mapping[str, Any]]) -> Writer:
