@@ -68,7 +68,8 @@ def _figures(parts: Any, compile_step: bool) -> list[tuple[str, str]]:
 
     c, train = parts.config, parts.dataset.splits["train"]
     jitted, arguments = compiled.single_step(parts)
-    step_flops = flops.count(jitted, *arguments)
+    traced = jitted.trace(*arguments)
+    step_flops = flops.count_jaxpr(traced.jaxpr)
     mesh = ", ".join(f"{name}={size}" for name, size in parts.mesh.shape.items())
     devices = parts.mesh.devices.flat
     params = (parts.state.params, parts.state.frozen)
@@ -88,9 +89,18 @@ def _figures(parts: Any, compile_step: bool) -> list[tuple[str, str]]:
         ("train state, bytes per device", f"{layout.bytes_per_device(parts.state):,}"),
     ]
     if compile_step:
-        try:
-            program = compiled.compile_program(jitted, *arguments)
-        except Exception as error:
-            raise UserError(f"the step doesn't compile: {error}") from error
-        rows.append(("activations, bytes per device", f"{program.temporary_bytes:,}"))
+        rows.append(("activations, bytes per device", f"{_temporary_bytes(traced):,}"))
     return rows
+
+
+def _temporary_bytes(traced: Any) -> int:
+    """Compiles with little optimisation of the machine code, on which memory doesn't depend."""
+    import jax
+
+    quickly = {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
+    options = quickly if jax.default_backend() == "cpu" else None
+    try:
+        memory = traced.lower().compile(compiler_options=options).memory_analysis()
+    except jax.errors.JaxRuntimeError as error:
+        raise UserError(f"the step doesn't compile: {error}") from error
+    return int(memory.temp_size_in_bytes) if memory is not None else 0

@@ -18,7 +18,12 @@ def count(function: Callable, *arguments: Any) -> int:
         function: any traceable function.
         *arguments: arrays or `jax.ShapeDtypeStruct`s.
     """
-    return _count(jax.make_jaxpr(function)(*arguments).jaxpr)
+    return count_jaxpr(jax.make_jaxpr(function)(*arguments))
+
+
+def count_jaxpr(jaxpr: Any) -> int:
+    """Returns the same for a closed jaxpr, such as that of `jax.jit(f).trace(...)`."""
+    return _count(jaxpr.jaxpr)
 
 
 def _count(jaxpr: Any) -> int:
