@@ -10,7 +10,7 @@ per image and step of ResNet-20, 2 PFLOP in all.
 
     tfds build cifar10 --file_format=array_record --data_dir=DATA    # where TensorFlow is installed
     lamina run --config=cifar10:resnet20 --config.data.data_dir=DATA --workdir=runs/cifar10
-    lamina run --config=cifar10:synthetic --workdir=runs/try         # random images, 10 steps
+    lamina run --config=cifar10:synthetic --workdir=runs/try         # random images, 2 steps
 """
 
 from ml_collections import ConfigDict
@@ -20,7 +20,7 @@ def get_config(variant: str = "resnet20") -> ConfigDict:
     """Returns the config.
 
     Args:
-        variant: "resnet20", "resnet56", or "synthetic": ten steps of ResNet-20 on random images.
+        variant: "resnet20", "resnet56", or "synthetic": two steps of ResNet-20 on random images.
     """
     if variant not in ("resnet20", "resnet56", "synthetic"):
         raise ValueError(f"{variant!r} should be resnet20, resnet56 or synthetic")
@@ -80,7 +80,7 @@ def get_config(variant: str = "resnet20") -> ConfigDict:
     if variant == "synthetic":
         shared = dict(batch_size=128, augmentations=("pad_and_crop", "flip"))
         config.data = ConfigDict({**config.data.stand_in.to_dict(), **shared})
-        config.steps = 10
+        config.steps = 2
         config.schedule.warmup_steps = 1
         config.evaluation = ConfigDict(dict(every=0))
         config.checkpoint = ConfigDict(dict(every=0))
