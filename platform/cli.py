@@ -59,6 +59,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         hint = f" (did you mean {close[0]!r}?)" if close else ""
         print(f"lamina: there is no command {name!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
+    # Names such as "my_package.my_module:factory" are looked for here too, after all else.
+    sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(COMMANDS[name][0])
         if "--help" in rest or "-h" in rest:

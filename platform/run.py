@@ -14,14 +14,16 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import lock, restoring
 from lamina.platform.errors import DivergedError, InterruptedRun, UserError, blaming_files, writing
 from lamina.platform.inference import TrainedModel, restore
+from lamina.platform.programs import table as programs
 from lamina.platform.programs.context import Context
-from lamina.platform.programs.table import PROGRAMS, Program
+from lamina.platform.programs.table import Program
 from lamina.platform.reporting import added, folder, manifest, notebook, records, report, storage
 from lamina.platform.reporting.records import Record, Summary
 from lamina.platform.training import signals
@@ -97,7 +99,7 @@ def run(
 
 
 def _run(config, workdir, trust, console, devices) -> Result:
-    program = find_program(config)
+    program = programs.find(config)
     resolved = program.resolve(config, trust)
     before = check_resumable(workdir, program, resolved)
     new_seeds = _new_seeds(before, resolved)
@@ -116,14 +118,15 @@ def _run(config, workdir, trust, console, devices) -> Result:
                         return read_result(os.fspath(workdir), "done", "")
                 elif status["state"] == "diverged" and before.to_dict() == configs.thaw(resolved):
                     raise DivergedError(f"{status.get('message')}\n{_DIVERGES_AGAIN}")
-            _describe(workdir, config, resolved)
-            folder.write_status(workdir, "running")
+            _describe(workdir, config, resolved, prepared.parts.mesh)
+            _write_status(workdir, "running")
         say = _printer(console)
         stop = stack.enter_context(signals.catch())
         with _status_at_end(workdir), blaming_files(f"the run in {workdir} can't go on"):
             context = Context(os.fspath(workdir), trust, stop, say, console)
             outcome = program.run(prepared, context)
-            folder.write_result(workdir, outcome.result)
+            if jax.process_index() == 0:
+                folder.write_result(workdir, outcome.result)
         if jax.process_index() == 0:
             report.render(workdir)
     return read_result(os.fspath(workdir), "done", "", outcome.state)
@@ -161,10 +164,10 @@ def _add_seeds(config, resolved, new_seeds, workdir, trust, console, devices) ->
     part = ConfigDict(configs.thaw(config))
     with part.ignore_type():
         part.seeds = new_seeds
-    before = check_resumable(workdir, find_program(config), resolved)
+    before = check_resumable(workdir, programs.find(config), resolved)
     with contextlib.ExitStack() as stack:
         with writing(workdir):
-            _hold(stack, workdir, find_program(config), resolved, before)
+            _hold(stack, workdir, programs.find(config), resolved, before)
         _printer(console)(f"adds the seeds {new_seeds}, in {sub}")
         _run(part, sub, trust, console, devices)
         if jax.process_index() == 0:
@@ -179,18 +182,6 @@ def _new_seeds(before, resolved) -> tuple[int, ...]:
     """Returns the seeds of `resolved` that the run of the config `before` doesn't have."""
     known = before.get("seeds", ()) if before is not None else resolved.seeds
     return tuple(seed for seed in resolved.seeds if seed not in known)
-
-
-def find_program(config: ConfigDict | FrozenConfigDict) -> Program:
-    """Returns the program that `config.program` names (default: train).
-
-    Raises:
-        UserError: there is no such program.
-    """
-    name = config.get("program", "train")
-    if name not in PROGRAMS:
-        raise UserError(f"program = {name!r} is unknown: one of {', '.join(sorted(PROGRAMS))}")
-    return PROGRAMS[name]
 
 
 def read_result(workdir: str, status: str, message: str, state: Any = None) -> Result:
@@ -244,15 +235,18 @@ def _longer(before, resolved) -> bool:
     return (before.get("steps"), before.get("epochs")) != (resolved.steps, resolved.epochs)
 
 
-def _describe(workdir, config, resolved) -> None:
+def _describe(workdir, config, resolved, mesh: Mesh | None = None) -> None:
     if jax.process_index():
         return
     folder.write_config(workdir, configs.to_json(resolved), configs.to_json(config))
-    manifest.write(workdir, manifest.collect(parents=_parents(resolved)))
+    sizes = dict(mesh.shape) if mesh is not None else None
+    parents = [resolved.init_from] if resolved.get("init_from") else []
+    manifest.write(workdir, manifest.collect(mesh=sizes, parents=parents))
 
 
-def _parents(resolved) -> list[str]:
-    return [resolved.init_from] if resolved.get("init_from") else []
+def _write_status(workdir, state: str, message: str = "") -> None:
+    if jax.process_index() == 0:
+        folder.write_status(workdir, state, message)
 
 
 @contextlib.contextmanager
@@ -267,10 +261,11 @@ def _status_at_end(workdir) -> Iterator[None]:
             state = "interrupted"
         message = str(error) if state != "failed" else f"{type(error).__name__}: {error}"
         with contextlib.suppress(OSError, UserError):  # the error itself is what matters
-            folder.write_status(workdir, state, message)
-            report.render(workdir)
+            _write_status(workdir, state, message)
+            if jax.process_index() == 0:
+                report.render(workdir)
         raise
-    folder.write_status(workdir, "done")
+    _write_status(workdir, "done")
 
 
 def _printer(console: bool):

@@ -101,8 +101,26 @@ def load_config(arguments: Arguments) -> tuple[Any, Any, tuple[str, ...]]:
     changed = ConfigDict(original.to_dict())
     for key, text in arguments.overrides:
         configs.override(changed, key, text)
-    trusted = tuple(arguments.flags["trust"])
-    return changed, original, trusted if path.suffix == ".json" else configs.EVERYONE
+    trust = tuple(arguments.flags["trust"]) if path.suffix == ".json" else configs.EVERYONE
+    given = [key for key, _ in arguments.overrides]
+    for key in given:
+        block, _, last = key.rpartition(".")
+        if last == "name" and block in original and original[block].get("name") != changed[key]:
+            _drop_keys_of_the_old_name(changed, block, trust, given)
+    return changed, original, trust
+
+
+def _drop_keys_of_the_old_name(
+    config: Any, block: str, trust: Sequence[str], given: Sequence[str]
+) -> None:
+    """So that `--config.model.name=vit` needs no new config file."""
+    from lamina.platform import config as configs
+    from lamina.platform.programs.table import find
+
+    kind = find(config).schema.kinds.get(block)
+    if kind is not None:
+        stay = [key.removeprefix(f"{block}.") for key in given if key.startswith(f"{block}.")]
+        configs.drop_foreign(config[block], kind, block, trust, stay)
 
 
 def no_positional(command: str, arguments: Arguments) -> None:

@@ -30,10 +30,11 @@ def main(arguments: Sequence[str]) -> int:
 
     from lamina.platform import config as configs
     from lamina.platform import run as runs
+    from lamina.platform.programs import table as programs
     from lamina.platform.reporting import tables
     from lamina.platform.training import compiled, experiment
 
-    program = runs.find_program(config)
+    program = programs.find(config)
     resolved = program.resolve(config, trust)
     if given.flags["workdir"]:
         runs.check_resumable(given.flags["workdir"], program, resolved)

@@ -4,7 +4,7 @@ import importlib
 import inspect
 import types
 import typing
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -60,11 +60,13 @@ class Schema(NamedTuple):
         settings: a `NamedTuple` class whose fields are the plain top-level keys.
         blocks: key to a factory or `NamedTuple` class, for blocks without a name.
         kinds: key to `Kind`, for named blocks.
+        contradictions: what is wrong between keys whose types are right, a sentence each.
     """
 
     settings: type
     blocks: Mapping[str, Callable]
     kinds: Mapping[str, Kind]
+    contradictions: Callable[[FrozenConfigDict], Iterable[str]] = lambda config: ()
 
 
 def resolve(
@@ -82,7 +84,8 @@ def resolve(
         The whole config, frozen: each key of the schema has a value.
 
     Raises:
-        UserError: lists all unknown, missing and mistyped keys, with the nearest valid names.
+        UserError: lists all unknown, missing and mistyped keys, with the nearest valid names, and
+            all contradictions.
     """
     problems = list(plain.not_plain(config, ""))
     if problems:
@@ -101,9 +104,12 @@ def resolve(
     for key, kind in schema.kinds.items():
         block = _block(config, key, problems)
         resolved[key] = _resolve_named(block, key, kind, trust, problems)
+    frozen = FrozenConfigDict(resolved)
+    if not any("is missing" in problem for problem in problems):
+        problems += schema.contradictions(frozen)  # a mistyped key stands at its default there
     if problems:
         raise plain.mistakes(problems)
-    return FrozenConfigDict(resolved)
+    return frozen
 
 
 def _resolve_named(block, key: str, kind: Kind, trust, problems: list[str]) -> dict:
@@ -121,6 +127,28 @@ def _resolve_named(block, key: str, kind: Kind, trust, problems: list[str]) -> d
     resolved = {"name": name}
     _bind({k: v for k, v in block.items() if k != "name"}, keys, f"{key}.", resolved, problems)
     return resolved
+
+
+def drop_foreign(
+    block: ConfigDict, kind: Kind, key: str, trust: Sequence[str], given: Collection[str]
+) -> None:
+    """Takes from a block, whose name has changed, the keys that only the old name had.
+
+    Args:
+        block: the block with its new name; it is changed.
+        kind: its kind.
+        key: where it stands in the config.
+        trust: as in `resolve`.
+        given: keys that stay, so that a mistake in them is reported.
+
+    Raises:
+        UserError: as `lookup`.
+    """
+    known = kind.options(lookup(block["name"], kind.table, key, trust))
+    shared = options(kind.shared) if kind.shared is not None else {}
+    with block.unlocked():
+        for foreign in set(block) - {"name", *known, *shared, *given}:
+            del block[foreign]
 
 
 def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[str]) -> Callable:
@@ -196,6 +224,8 @@ def _bind(given: Mapping, keys: Mapping[str, Option], prefix: str, into: dict, p
             into[key] = _typed(value, option.type)
         except TypeError:
             problems.append(f"{prefix}{key} = {value!r} should be {_type_name(option.type)}")
+            if option.default is not MISSING:
+                into[key] = thaw(option.default)
 
 
 def _typed(value: Any, wanted: Any) -> Any:

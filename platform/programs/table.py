@@ -3,6 +3,8 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+from lamina.platform.config import Schema
+from lamina.platform.errors import UserError
 from lamina.platform.programs import train
 from lamina.platform.training import experiment
 
@@ -11,6 +13,7 @@ class Program(NamedTuple):
     """One kind of experiment.
 
     Attributes:
+        schema: the vocabulary of its configs.
         resolve: `(config, trust)` to the whole config, checked.
         prepare: `(config, trust, devices, fresh)` to the parts of the run; it computes and writes
             nothing, so that what is wrong is found before there is a run folder.
@@ -18,6 +21,7 @@ class Program(NamedTuple):
         changes: `(old config, new config)` to the differences that forbid to resume.
     """
 
+    schema: Schema
     resolve: Callable[..., Any]
     prepare: Callable[..., Any]
     run: Callable[..., Any]
@@ -25,5 +29,24 @@ class Program(NamedTuple):
 
 
 PROGRAMS: Mapping[str, Program] = {
-    "train": Program(experiment.resolve, train.prepare, train.train, train.forbidden_changes),
+    "train": Program(
+        experiment.SCHEMA,
+        experiment.resolve,
+        train.prepare,
+        train.train,
+        train.forbidden_changes,
+    ),
 }
+"""The explicit table of programs."""
+
+
+def find(config: Mapping[str, Any]) -> Program:
+    """Returns the program that `config.program` names (default: train).
+
+    Raises:
+        UserError: there is no such program.
+    """
+    name = config.get("program", "train")
+    if name not in PROGRAMS:
+        raise UserError(f"program = {name!r} is unknown: one of {', '.join(sorted(PROGRAMS))}")
+    return PROGRAMS[name]

@@ -120,7 +120,8 @@ def train(prepared: Prepared, context: Context) -> Outcome:
     parts = prepared.parts
     config = parts.config
     workdir = storage.as_path(context.workdir)
-    storage.write_json(workdir / folder.PARAMETERS, compiled.parameter_rows(parts))
+    if jax.process_index() == 0:
+        storage.write_json(workdir / folder.PARAMETERS, compiled.parameter_rows(parts))
     with contextlib.ExitStack() as stack:
         best = (config.checkpoint.best, config.checkpoint.mode) if config.checkpoint.best else None
         store = open_store(
@@ -134,6 +135,8 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             context.say(note)
         saved = restored.extra if restored else {}
         start = restored.step if restored else 0
+        if prepared.loaded.report:
+            context.say(f"{config.init_from}: {prepared.loaded.report}")
         if restored:
             context.say(f"continues after step {start} of {parts.steps}")
         clock, meter = Clock(saved.get("clock")), Meter(saved.get("joules"))
@@ -198,16 +201,15 @@ def train_loop(
     c, length = parts.config, parts.config.steps_per_call
     cadences = {"record": c.log_every, "checkpoint": c.checkpoint.every}
     cadences |= {evaluator.name: evaluator.every for evaluator in recorder.evaluators}
-    plan = list(loop.chunks(start, parts.steps, length, cadences))
-    if not plan or recorder.stops_early():
+    if start >= parts.steps or recorder.stops_early():
         return state
     whole = partition_rules.replicated(parts.mesh)
-    counts = {n: jax.device_put(np.int32(n), whole) for n in {chunk.steps for chunk in plan}}
+    counts = {n: jax.device_put(np.int32(n), whole) for n in range(1, length + 1)}
     abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
     profiler = Profiler(c.profile, context.workdir)
     pending = None
     with recorder.clock.phase("train"), contextlib.closing(profiler):
-        for chunk in plan:
+        for chunk in loop.chunks(start, parts.steps, length, cadences):
             profiler.enter(chunk)
             with recorder.clock.phase("data"):
                 rows = compiled.put(feed.read(chunk.first, length), abstract)
@@ -219,6 +221,7 @@ def train_loop(
             stop = context.stop.agreed(chunk.end)
             if chunk.due <= {"record"} and not stop:
                 continue
+            jax.block_until_ready(summary)  # so that what follows isn't charged for the training
             if pending:
                 recorder.record(*pending)
                 pending = None

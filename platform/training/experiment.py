@@ -36,74 +36,6 @@ class Optimizer(NamedTuple):
     learning_rate: float
 
 
-SCHEMA = configs.Schema(
-    settings=settings.Settings,
-    blocks={
-        "adapters": settings.Adapters,
-        "checkpoint": settings.Checkpoint,
-        "debug": settings.Debug,
-        "early_stopping": settings.EarlyStopping,
-        "ema": settings.Ema,
-        "evaluation": settings.Evaluation,
-        "init_from_rules": settings.InitRules,
-        "mesh": meshes.create,
-        "profile": settings.Profile,
-        "sharding": settings.Sharding,
-    },
-    kinds={
-        "data": configs.Kind(DATASETS, shared=settings.Data),
-        "model": configs.Kind(MODELS),
-        "optimizer": configs.Kind(table.OPTIMIZERS, table.options, Optimizer),
-        "schedule": configs.Kind(schedules.SCHEDULES),
-        "task": configs.Kind(TASKS),
-    },
-)
-"""The vocabulary of training configs."""
-
-DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
-
-
-class Experiment(NamedTuple):
-    """The parts of a training run.
-
-    Attributes:
-        config: resolved.
-        trust: packages whose factories the config may name.
-        mesh: of all devices.
-        seeds: how the seeds are run.
-        dataset: the opened data set.
-        steps: optimizer steps of the whole run.
-        recipe: the step's pure functions.
-        batch: a batch of one seed, as `jax.ShapeDtypeStruct`s.
-        state: of all seeds, as `jax.ShapeDtypeStruct`s with shardings.
-    """
-
-    config: FrozenConfigDict
-    trust: Sequence[str]
-    mesh: Mesh
-    seeds: seeds.Seeds
-    dataset: Dataset
-    steps: int
-    recipe: step.Recipe
-    batch: Any
-    state: TrainState
-
-
-def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfigDict:
-    """Returns the whole training config, checked key by key and for contradictions.
-
-    Raises:
-        UserError: lists all mistakes.
-    """
-    resolved = configs.resolve(config, SCHEMA, trust)
-    mistakes = list(_contradictions(resolved))
-    if mistakes:
-        raise UserError(
-            "config: " + "\n  - ".join(["", *mistakes] if len(mistakes) > 1 else mistakes)
-        )
-    return resolved
-
-
 def _contradictions(c: FrozenConfigDict):
     """Yields what is wrong between keys whose types are right."""
     if bool(c.steps) == bool(c.epochs):
@@ -161,6 +93,69 @@ def _contradictions(c: FrozenConfigDict):
     ):
         if metric.startswith("test/"):
             yield f"{key} = {metric!r}: the test split isn't for selection, use validation/..."
+
+
+SCHEMA = configs.Schema(
+    settings=settings.Settings,
+    blocks={
+        "adapters": settings.Adapters,
+        "checkpoint": settings.Checkpoint,
+        "debug": settings.Debug,
+        "early_stopping": settings.EarlyStopping,
+        "ema": settings.Ema,
+        "evaluation": settings.Evaluation,
+        "init_from_rules": settings.InitRules,
+        "mesh": meshes.create,
+        "profile": settings.Profile,
+        "sharding": settings.Sharding,
+    },
+    kinds={
+        "data": configs.Kind(DATASETS, shared=settings.Data),
+        "model": configs.Kind(MODELS),
+        "optimizer": configs.Kind(table.OPTIMIZERS, table.options, Optimizer),
+        "schedule": configs.Kind(schedules.SCHEDULES),
+        "task": configs.Kind(TASKS),
+    },
+    contradictions=_contradictions,
+)
+"""The vocabulary of training configs."""
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+class Experiment(NamedTuple):
+    """The parts of a training run.
+
+    Attributes:
+        config: resolved.
+        trust: packages whose factories the config may name.
+        mesh: of all devices.
+        seeds: how the seeds are run.
+        dataset: the opened data set.
+        steps: optimizer steps of the whole run.
+        recipe: the step's pure functions.
+        batch: a batch of one seed, as `jax.ShapeDtypeStruct`s.
+        state: of all seeds, as `jax.ShapeDtypeStruct`s with shardings.
+    """
+
+    config: FrozenConfigDict
+    trust: Sequence[str]
+    mesh: Mesh
+    seeds: seeds.Seeds
+    dataset: Dataset
+    steps: int
+    recipe: step.Recipe
+    batch: Any
+    state: TrainState
+
+
+def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfigDict:
+    """Returns the whole training config, checked key by key and for contradictions.
+
+    Raises:
+        UserError: lists all mistakes.
+    """
+    return configs.resolve(config, SCHEMA, trust)
 
 
 def open_dataset(block: Mapping, trust: Sequence[str]) -> Dataset:

@@ -72,6 +72,9 @@ def init(
         loaded_model_state: path to the value of what isn't new in the model's other state.
     """
     key = init_key(seed)
+    if loaded_params:
+        # A run that goes on from another one of the same seed shall not draw the same values again.
+        key = jax.random.fold_in(key, 2)
     params, model_state = recipe.model.init(key)
     trained, frozen = recipe.parameters.partition(
         jax.random.fold_in(key, 1), replace(params, loaded_params)

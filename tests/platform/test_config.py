@@ -229,3 +229,17 @@ def test_an_argument_that_a_file_does_not_take_is_refused(tmp_path):
     file.write_text("def get_config():\n    return {}\n")
     with pytest.raises(UserError, match="takes no argument"):
         configs.load(f"{file}:wide")
+
+
+def test_contradictions_are_reported_with_the_other_mistakes():
+    schema = SCHEMA._replace(contradictions=lambda c: ["steps are odd"] if c.steps % 2 else [])
+    with pytest.raises(UserError) as error:
+        configs.resolve(config(stepz=1), schema)
+    assert "stepz" in str(error.value)
+    assert "steps are odd" in str(error.value)
+
+
+def test_keys_that_only_the_old_name_had_are_dropped_with_it():
+    block = ConfigDict({"name": "network", "rate": 0.5, "filters": 3, "wrong": 1})
+    configs.drop_foreign(block, SCHEMA.kinds["model"], "model", (), given=["wrong"])
+    assert block.to_dict() == {"name": "network", "rate": 0.5, "wrong": 1}
