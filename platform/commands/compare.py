@@ -23,8 +23,10 @@ def main(arguments: Sequence[str]) -> int:
     if not given.flags["out"]:
         raise UserError("--out is missing: the HTML file to write")
 
-    from lamina.platform.reporting import compare
+    from lamina.platform.reporting import compare, folder
 
+    for workdir in given.positional:
+        folder.check_run(workdir)
     with writing(given.flags["out"]):
         print(compare.compare(given.positional, given.flags["out"]))
     return 0

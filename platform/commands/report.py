@@ -19,7 +19,6 @@ def main(arguments: Sequence[str]) -> int:
 
     from lamina.platform.reporting import folder, report
 
-    if not folder.is_run(workdir):
-        raise UserError(f"{workdir} is no run folder: it has no {folder.CONFIG}")
+    folder.check_run(workdir)
     print(report.render(workdir))
     return 0

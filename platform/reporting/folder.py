@@ -186,6 +186,12 @@ def is_run(workdir: PathLike) -> bool:
     return (root / CONFIG).exists() or (root / STATUS).exists()
 
 
+def check_run(workdir: PathLike) -> None:
+    """Raises a `UserError` where a folder isn't a run's."""
+    if not is_run(workdir):
+        raise UserError(f"{os.fspath(workdir)} is no run folder: it has no {CONFIG}")
+
+
 def list_runs(root: PathLike) -> list[RunRow]:
     """The runs in a folder and below it, sorted by path.
 

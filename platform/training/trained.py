@@ -119,5 +119,5 @@ def _spec(found: Restored, root: str) -> DataSpec:
 
 
 def _checkpoint_of(path: str, step: int | None) -> tuple[str, int | None]:
-    match = re.fullmatch(rf"(.*)/{folder.CHECKPOINTS}/(\d+)/*", path)
-    return (match[1], int(match[2])) if match else (path, step)
+    match = re.fullmatch(rf"(?:(.*)/)?{folder.CHECKPOINTS}/(\d+)/*", path)
+    return (match[1] or ".", int(match[2])) if match else (path, step)
