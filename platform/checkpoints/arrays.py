@@ -17,6 +17,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
+from lamina.platform.checkpoints import quiet
 from lamina.platform.checkpoints.failures import cause
 from lamina.platform.checkpoints.manifest import ArrayRecord, is_key
 from lamina.platform.checkpoints.names import nest
@@ -74,6 +75,7 @@ def checkpointer(timeout: float) -> ocp.AsyncCheckpointer:
     Args:
         timeout: seconds that processes wait for each other.
     """
+    quiet.down()
     options = ocp.options.AsyncOptions(
         timeout_secs=int(timeout), create_directories_asynchronously=False
     )
