@@ -76,7 +76,7 @@ def get_config(variant: str = "") -> ConfigDict:
     config.evaluation = ConfigDict(dict(every=2_500))  # steps
     config.checkpoint = ConfigDict(
         dict(
-            every=1_000,  # steps
+            every=2_500,  # steps
             keep=2,  # newest
             best="validation/accuracy",  # kept besides
         )
