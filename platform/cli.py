@@ -60,7 +60,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"lamina: there is no command {name!r}{hint}\n\n{usage()}", file=sys.stderr)
         return 2
     # Names such as "my_package.my_module:factory" are looked for here too, after all else.
-    sys.path.append(os.getcwd())
+    if os.getcwd() not in sys.path:
+        sys.path.append(os.getcwd())
     try:
         module = importlib.import_module(COMMANDS[name][0])
         if "--help" in rest or "-h" in rest:

@@ -11,6 +11,7 @@ import numpy as np
 from lamina.models import generate as generation
 from lamina.models.spec import Output
 from lamina.models.transformer import Transformer
+from lamina.platform.data import feed as feeds
 from lamina.platform.errors import UserError
 from lamina.platform.training import trained
 from lamina.platform.training.trained import Trained
@@ -69,8 +70,7 @@ class TrainedModel:
         if not fits:
             shape = "T" if tokens else ", ".join(map(str, wanted))
             raise UserError(f"the model takes inputs [B, {shape}], not {list(array.shape)}")
-        if array.dtype == jnp.uint8:
-            array = array.astype(jnp.float32) / 255.0
+        array = feeds.normalise({"inputs": array})["inputs"]
         return self._apply(self.trained.params, self.trained.model_state, array, *rest)
 
     def predict(self, inputs: Any, batch_size: int = 256) -> np.ndarray:
@@ -126,6 +126,8 @@ class TrainedModel:
                 f"generate needs the model 'transformer', not {self.trained.config.model.name!r}"
             )
         text = isinstance(prompt, str | bytes)
+        if text and (self.trained.spec.outputs != 256 or self.trained.config.data.get("tokenizer")):
+            raise UserError("this model's tokens aren't bytes: give the prompt as token ids")
         encoded = prompt.encode() if isinstance(prompt, str) else prompt
         tokens = np.frombuffer(encoded, np.uint8) if isinstance(encoded, bytes) else encoded
         try:

@@ -31,8 +31,8 @@ def main(arguments: Sequence[str]) -> int:
     from lamina.platform import config as configs
     from lamina.platform import run as runs
     from lamina.platform.programs import table as programs
-    from lamina.platform.reporting import tables
-    from lamina.platform.training import compiled, experiment
+    from lamina.platform.reporting import tables, writers
+    from lamina.platform.training import compiled, evaluation, experiment
 
     program = programs.find(config)
     resolved = program.resolve(config, trust)
@@ -43,6 +43,8 @@ def main(arguments: Sequence[str]) -> int:
     if missing:
         print(f"\nThe data set isn't here; its stand-in is taken. ({missing})")
     parts = experiment.assemble(resolved, trust, dataset=dataset)
+    evaluation.choose(parts)
+    writers.check_trackers(resolved.trackers)
     print("\nParameters")
     tables.show(tables.parameter_table(compiled.parameter_rows(parts)))
     print("\nRun")

@@ -19,6 +19,7 @@ from lamina.platform.config.plain import (
 from lamina.platform.config.resolving import (
     EVERYONE,
     Kind,
+    NoSettings,
     Option,
     Schema,
     build,
@@ -32,6 +33,7 @@ __all__ = [
     "EVERYONE",
     "MISSING",
     "Kind",
+    "NoSettings",
     "Option",
     "Schema",
     "build",

@@ -53,6 +53,10 @@ class Kind(NamedTuple):
     shared: type | None = None
 
 
+class NoSettings(NamedTuple):
+    """No plain keys."""
+
+
 class Schema(NamedTuple):
     """The vocabulary of one program's config.
 
@@ -96,37 +100,42 @@ def resolve(
     for key in config:
         if key not in known:
             problems.append(_unknown(key, known))
-    _bind({k: v for k, v in config.items() if k in settings}, settings, "", resolved, problems)
+    given = {k: v for k, v in config.items() if k in settings}
+    whole = _bind(given, settings, "", resolved, problems)
     for key, factory in schema.blocks.items():
         block = _block(config, key, problems)
         resolved[key] = {}
-        _bind(block, options(factory), f"{key}.", resolved[key], problems)
+        whole &= _bind(block, options(factory), f"{key}.", resolved[key], problems)
     for key, kind in schema.kinds.items():
         block = _block(config, key, problems)
-        resolved[key] = _resolve_named(block, key, kind, trust, problems)
+        resolved[key] = {}
+        whole &= _bind_named(block, key, kind, trust, resolved[key], problems)
     frozen = FrozenConfigDict(resolved)
-    if not any("is missing" in problem for problem in problems):
-        problems += schema.contradictions(frozen)  # a mistyped key stands at its default there
+    if whole:  # a mistyped key with a default stands at its default there
+        problems += schema.contradictions(frozen)
     if problems:
         raise plain.mistakes(problems)
     return frozen
 
 
-def _resolve_named(block, key: str, kind: Kind, trust, problems: list[str]) -> dict:
+def _bind_named(
+    block: Mapping, key: str, kind: Kind, trust: Sequence[str], into: dict, problems: list[str]
+) -> bool:
+    """As `_bind`, for a block whose keys are those of the factory that its name stands for."""
     name = block.get("name")
     if not isinstance(name, str) or not name:
         problems.append(f"{key}.name is missing: one of {names.listing(kind.table)}")
-        return {}
+        return False
     try:
         keys = dict(kind.options(lookup(name, kind.table, key, trust)))
     except UserError as error:
         problems.append(str(error))
-        return {}
+        return False
     if kind.shared is not None:
         keys = options(kind.shared) | keys
-    resolved = {"name": name}
-    _bind({k: v for k, v in block.items() if k != "name"}, keys, f"{key}.", resolved, problems)
-    return resolved
+    into["name"] = name
+    given = {k: v for k, v in block.items() if k != "name"}
+    return _bind(given, keys, f"{key}.", into, problems)
 
 
 def drop_foreign(
@@ -172,9 +181,12 @@ def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[
             f"pass --trust={package} if you trust that package"
         )
     try:
-        return getattr(importlib.import_module(module_name), attribute)
-    except (ImportError, AttributeError) as error:
+        factory = getattr(importlib.import_module(module_name), attribute)
+    except (ImportError, AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{kind}.name = {name!r} cannot be imported: {error}") from error
+    if not callable(factory):
+        raise UserError(f"{kind}.name = {name!r} is {type(factory).__name__}, not a function")
+    return factory
 
 
 def build(block: Mapping, kind: Kind, key: str, trust: Sequence[str], *supplied: Any) -> Any:
@@ -207,8 +219,14 @@ def _block(config, key: str, problems: list[str]) -> Mapping[str, Any]:
     return {}
 
 
-def _bind(given: Mapping, keys: Mapping[str, Option], prefix: str, into: dict, problems: list[str]):
-    """Puts the value or the default of every key into `into`, and what is wrong into `problems`."""
+def _bind(
+    given: Mapping, keys: Mapping[str, Option], prefix: str, into: dict, problems: list[str]
+) -> bool:
+    """Puts the value or the default of every key into `into`, and what is wrong into `problems`.
+
+    Returns:
+        Whether every key has got a value of its type.
+    """
     for key in given:
         if key not in keys:
             problems.append(_unknown(key, keys, prefix))
@@ -226,6 +244,7 @@ def _bind(given: Mapping, keys: Mapping[str, Option], prefix: str, into: dict, p
             problems.append(f"{prefix}{key} = {value!r} should be {_type_name(option.type)}")
             if option.default is not MISSING:
                 into[key] = thaw(option.default)
+    return into.keys() >= keys.keys()
 
 
 def _typed(value: Any, wanted: Any) -> Any:

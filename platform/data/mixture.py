@@ -3,17 +3,21 @@
 from collections.abc import Mapping, Sequence
 from fractions import Fraction
 from math import lcm
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from lamina.platform.config import MISSING, options
+from lamina.platform import config as configs
 from lamina.platform.data import order
 from lamina.platform.data.dataset import ArraySource, Dataset, Example, Source
 from lamina.platform.errors import UserError
 
 LARGEST_WINDOW = 10_000
 """Positions after which shares must be exact; weights that need more are not round numbers."""
+
+
+class _Weighted(NamedTuple):
+    weight: float = 1.0
 
 
 def mixture(*, sources: Mapping) -> Dataset:
@@ -35,24 +39,16 @@ def mixture(*, sources: Mapping) -> Dataset:
         raise UserError("data.sources is empty: name at least one data set")
     datasets, weights = {}, {}
     for label, block in sources.items():
-        where = f"data.sources.{label}"
-        if not hasattr(block, "items"):
-            raise UserError(f"{where} should be dict(name=..., weight=..., options)")
-        given: dict[str, Any] = dict(block.items())
-        name, weights[label] = given.pop("name", ""), given.pop("weight", 1.0)
-        # Only names of the table: names that import code go through the config's check of trust,
-        # which doesn't look into this block.
-        if name not in DATASETS:
-            raise UserError(f"{where}.name = {name!r} should be one of {', '.join(DATASETS)}")
-        valid = options(DATASETS[name])
-        unknown = sorted(set(given) - set(valid))
-        missing = [k for k, o in valid.items() if o.default is MISSING and k not in given]
-        if unknown or missing:
-            raise UserError(
-                f"{where} ({name}): {', '.join(unknown or missing)} "
-                f"{'is not an option' if unknown else 'is missing'}: valid are {', '.join(valid)}"
-            )
-        datasets[label] = DATASETS[name](**given)
+        # Only names of the table: nobody is asked for trust in code that this block would name.
+        schema = configs.Schema(
+            configs.NoSettings, {}, {"source": configs.Kind(DATASETS, shared=_Weighted)}
+        )
+        try:
+            source = configs.resolve({"source": block}, schema, trust=())["source"]
+        except UserError as error:
+            raise UserError(f"data.sources.{label}: {error}") from error
+        options = {k: configs.thaw(v) for k, v in source.items() if k not in ("name", "weight")}
+        datasets[label], weights[label] = DATASETS[source["name"]](**options), source["weight"]
     return mix(datasets, weights)
 
 

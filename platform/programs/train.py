@@ -7,6 +7,7 @@ run that resumes there repeats neither.
 """
 
 import contextlib
+import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -25,7 +26,7 @@ from lamina.platform.reporting import folder, records, storage, writers
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
 from lamina.platform.reporting.protocol import RunInfo, Writer
-from lamina.platform.training import compiled, evaluation, initial, loading, loop, samples
+from lamina.platform.training import compiled, evaluation, initial, loading, loop, samples, settings
 from lamina.platform.training.experiment import Experiment, assemble
 from lamina.platform.training.profiling import Profiler
 from lamina.platform.training.recorder import Recorder
@@ -40,6 +41,7 @@ FREE = (
     "log_every",
     "profile",
     "trackers",
+    "tracker_options",
     "data.placement",
     "data.workers",
 )
@@ -123,7 +125,8 @@ def train(prepared: Prepared, context: Context) -> Outcome:
     if jax.process_index() == 0:
         storage.write_json(workdir / folder.PARAMETERS, compiled.parameter_rows(parts))
     with contextlib.ExitStack() as stack:
-        best = (config.checkpoint.best, config.checkpoint.mode) if config.checkpoint.best else None
+        metric = config.checkpoint.best
+        best = (metric, settings.better(metric, config.checkpoint.mode)) if metric else None
         store = open_store(
             os.path.join(context.workdir, folder.CHECKPOINTS),
             keep=config.checkpoint.keep,
@@ -140,7 +143,7 @@ def train(prepared: Prepared, context: Context) -> Outcome:
         if restored:
             context.say(f"continues after step {start} of {parts.steps}")
         clock, meter = Clock(saved.get("clock")), Meter(saved.get("joules"))
-        history = records.cut(workdir / folder.METRICS, start)
+        history = cut_metrics(workdir / folder.METRICS, start)
         log = open_log(parts, context, start)
         stack.callback(log.close)
 
@@ -160,6 +163,18 @@ def train(prepared: Prepared, context: Context) -> Outcome:
         return finish(recorder, state, context)
 
 
+def cut_metrics(path: Any, step: int) -> list[records.Record]:
+    """Takes the records back to `step`; process 0 changes the file, and all return what stays."""
+    if jax.process_count() == 1:
+        return records.cut(path, step)
+    from jax.experimental import multihost_utils
+
+    if jax.process_index() == 0:
+        records.cut(path, step)
+    multihost_utils.sync_global_devices("lamina_metrics_cut")
+    return [record for record in records.read(path) if record.step <= step]
+
+
 def open_log(parts: Experiment, context: Context, start: int) -> Writer:
     """Opens all that records are written to."""
     c = parts.config
@@ -173,7 +188,8 @@ def open_log(parts: Experiment, context: Context, start: int) -> Writer:
         process_index=jax.process_index(),
     )
     names = ["jsonl", *(["console"] if context.console else []), *c.trackers]
-    return writers.open_writers(info, {name: {} for name in names})
+    options = configs.thaw(c.tracker_options)
+    return writers.open_writers(info, {name: options.get(name, {}) for name in names})
 
 
 def train_loop(
@@ -204,7 +220,7 @@ def train_loop(
     if start >= parts.steps or recorder.stops_early():
         return state
     whole = partition_rules.replicated(parts.mesh)
-    counts = {n: jax.device_put(np.int32(n), whole) for n in range(1, length + 1)}
+    count = functools.cache(lambda n: jax.device_put(np.int32(n), whole))
     abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
     profiler = Profiler(c.profile, context.workdir)
     pending = None
@@ -214,11 +230,11 @@ def train_loop(
             with recorder.clock.phase("data"):
                 rows = compiled.put(feed.read(chunk.first, length), abstract)
             with jax.transfer_guard("disallow"):
-                state, summary = program.call(state, feed.constants, rows, counts[chunk.steps])
+                state, summary = program.call(state, feed.constants, rows, count(chunk.steps))
             if pending:
                 recorder.record(*pending)
             pending = (chunk, summary) if "record" in chunk.due else None
-            stop = context.stop.agreed(chunk.end)
+            stop = context.stop.agreed(-(-chunk.end // length))
             if chunk.due <= {"record"} and not stop:
                 continue
             jax.block_until_ready(summary)  # so that what follows isn't charged for the training
@@ -239,6 +255,14 @@ def train_loop(
     return state
 
 
+def write_samples(parts: Experiment, state: TrainState, context: Context) -> None:
+    """Writes the report's samples; whatever is wrong with them doesn't fail a trained run."""
+    try:
+        folder.write_samples(context.workdir, samples.make(parts, state))
+    except Exception as error:
+        context.say(f"no samples for the report: {type(error).__name__}: {error}")
+
+
 def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
     """Evaluates all splits on the final state, saves it, and makes the result."""
     parts, c = recorder.parts, recorder.parts.config
@@ -252,7 +276,7 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
     examples = c.data.batch_size * parts.seeds.number
     if jax.process_index() == 0:
         with recorder.clock.phase("samples"):
-            folder.write_samples(context.workdir, samples.make(parts, state))
+            write_samples(parts, state, context)
     result = {
         "final": records.summarise(recorder.history, seeds=c.seeds),
         "steps": step,
@@ -265,5 +289,6 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
         "phases": totals,
         "diverged": {str(seed): bad for seed, bad in recorder.diverged.items()},
         "stopped_early": step < parts.steps,
+        "best_step": recorder.store.best() if c.checkpoint.best else step,
     }
     return Outcome(storage.plain(result), state)

@@ -124,26 +124,27 @@ def single_step(experiment: Experiment) -> tuple[Any, tuple[Any, Any]]:
     return jitted, (experiment.state, batch)
 
 
-def evaluation_program(experiment: Experiment, feed: Feed, length: int) -> Program:
-    """Returns `(totals, state, constants, rows) -> totals` over `length` batches."""
+def evaluation_program(experiment: Experiment, feed: Feed, rows: Any, totals: Any) -> Program:
+    """Returns `(totals, state, constants, rows) -> totals`.
+
+    Args:
+        experiment: the run's parts.
+        feed: of the split.
+        rows: what it reads for a call, as `jax.ShapeDtypeStruct`s with shardings.
+        totals: the metrics' sums, likewise.
+    """
     chunk = partial(
         step.evaluate_chunk,
         experiment.recipe,
         experiment.seeds,
         constrained(experiment, feed, per_seed=False),
     )
-    whole = partition_rules.replicated(experiment.mesh)
-    jitted = jax.jit(chunk, out_shardings=whole)
-    rows = abstract_rows(experiment, feed.read(0, length), per_seed=False)
-    totals = jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        evaluation_totals(experiment, feed, rows),
-    )
+    jitted = jax.jit(chunk, out_shardings=partition_rules.replicated(experiment.mesh))
     return compile_program(jitted, totals, experiment.state, feed.constants, rows)
 
 
 def evaluation_totals(experiment: Experiment, feed: Feed, rows: Any) -> Metrics:
-    """Returns the metrics' sums, with the seed axis, as `jax.ShapeDtypeStruct`s."""
+    """Returns the metrics' sums, with the seed axis, as `jax.ShapeDtypeStruct`s with shardings."""
     recipe, count = experiment.recipe, experiment.seeds.number
 
     def one(constants: Any, rows: Any) -> Metrics:
@@ -153,8 +154,10 @@ def evaluation_totals(experiment: Experiment, feed: Feed, rows: Any) -> Metrics:
 
     metrics = jax.eval_shape(one, feed.constants, rows)
     leading = () if count == 1 else (count,)
+    whole = partition_rules.replicated(experiment.mesh)
     return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), jnp.float32), metrics
+        lambda leaf: jax.ShapeDtypeStruct((*leading, *leaf.shape), jnp.float32, sharding=whole),
+        metrics,
     )
 
 
@@ -197,11 +200,6 @@ def put(rows: Any, abstract: Any) -> Any:
         rows,
         abstract,
     )
-
-
-def placed(tree: Any, abstract: Any) -> Any:
-    """Puts host values on the devices as `abstract` says."""
-    return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), tree, abstract)
 
 
 def parameter_rows(experiment: Experiment) -> list[dict[str, Any]]:

@@ -28,7 +28,11 @@ def explain(parts: Experiment, loaded: Loaded, store: Store, seed: int, bad_step
         store: its checkpoints.
         seed: the value of the seed that diverged.
         bad_step: the step whose loss was not finite.
+
+    With several processes, which each have a part of the batch, it says no more than that.
     """
+    if jax.process_count() > 1:
+        return f"seed {seed}: the loss of step {bad_step} is not finite"
     feed = initial.open_feed(parts)
     with contextlib.ExitStack() as stack:
         stack.callback(feed.close)

@@ -12,7 +12,8 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
 from lamina.platform.training import compiled, experiment, seeds, settings, step
 from lamina.platform.training.experiment import Experiment
-from lamina.platform.training.state import TrainState
+from lamina.platform.training.state import Metrics, TrainState
+from lamina.sharding import mesh as meshes
 from lamina.sharding import rules as partition_rules
 
 STREAMED_BATCHES = 16
@@ -29,6 +30,8 @@ class Evaluator(NamedTuple):
         feed: its batches.
         program: sums the metrics of `length` batches.
         length: batches in one call.
+        rows: what the feed reads for a call, as `jax.ShapeDtypeStruct`s with shardings.
+        zeros: the metrics' empty sums.
         bytes_per_token: of text, or None.
     """
 
@@ -37,6 +40,8 @@ class Evaluator(NamedTuple):
     feed: feeds.Feed
     program: compiled.Program
     length: int
+    rows: Any
+    zeros: Metrics
     bytes_per_token: float | None = None
 
 
@@ -79,6 +84,13 @@ def choose(parts: Experiment) -> list[Evaluated]:
     ]
     for name, block in c.evaluators.items():
         chosen.append(_own(parts, name, block, batch_size))
+    ways = meshes.batch_parallelism(parts.mesh)
+    for entry in chosen:
+        if entry.batch_size < 1 or entry.batch_size % ways:
+            raise UserError(
+                f"{entry.name} is evaluated in batches of {entry.batch_size}, which don't divide "
+                f"by {ways}, into which the mesh splits a batch: set evaluation.batch_size"
+            )
     measured = _metric_names(parts, chosen)
     for key, metric in (
         ("checkpoint.best", c.checkpoint.best),
@@ -163,8 +175,12 @@ def _open(parts: Experiment, name, every, dataset: Dataset, split, batch_size, d
         sharding=partition_rules.replicated(parts.mesh),
     )
     length = feed.steps if feed.constants else min(feed.steps, STREAMED_BATCHES)
-    program = compiled.evaluation_program(parts, feed, length)
-    return Evaluator(name, every, feed, program, length, dataset.bytes_per_token.get(split))
+    rows = compiled.abstract_rows(parts, feed.read(0, length), per_seed=False)
+    shapes = compiled.evaluation_totals(parts, feed, rows)
+    zeros = jax.tree.map(lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), s.sharding), shapes)
+    program = compiled.evaluation_program(parts, feed, rows, shapes)
+    bytes_per_token = dataset.bytes_per_token.get(split)
+    return Evaluator(name, every, feed, program, length, rows, zeros, bytes_per_token)
 
 
 def evaluate(parts: Experiment, evaluator: Evaluator, state: TrainState) -> list[dict[str, float]]:
@@ -175,15 +191,9 @@ def evaluate(parts: Experiment, evaluator: Evaluator, state: TrainState) -> list
         evaluator: what to evaluate.
         state: of all seeds; it is not changed.
     """
-    rows = evaluator.feed.read(0, evaluator.length)
-    abstract = compiled.abstract_rows(parts, rows, per_seed=False)
-    shapes = compiled.evaluation_totals(parts, evaluator.feed, abstract)
-    whole = partition_rules.replicated(parts.mesh)
-    totals = jax.tree.map(lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), whole), shapes)
+    totals = evaluator.zeros
     for first in range(0, evaluator.feed.steps, evaluator.length):
-        if first:
-            rows = evaluator.feed.read(first, evaluator.length)
-        placed = compiled.put(rows, abstract)
+        placed = compiled.put(evaluator.feed.read(first, evaluator.length), evaluator.rows)
         totals = evaluator.program.call(totals, state, evaluator.feed.constants, placed)
     return means(parts, jax.device_get(totals), evaluator.bytes_per_token)
 

@@ -10,6 +10,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
+from lamina.models import axes as logical
 from lamina.models.functional import FunctionalModel, functional
 from lamina.models.spec import DataSpec
 from lamina.models.table import MODELS
@@ -85,8 +86,31 @@ def _contradictions(c: FrozenConfigDict):
         yield f"checkpoint.keep = {c.checkpoint.keep} should be at least 1"
     if c.debug.check_nans and c.steps_per_call != 1:
         yield "debug.check_nans needs steps_per_call = 1: it can't look into a loop"
-    if c.early_stopping.metric and not c.evaluation.every:
-        yield "early_stopping needs evaluation.every"
+    for name in c.evaluators:
+        if name in ("train", "validation", "test", "record", "checkpoint"):
+            yield f"evaluators.{name}: {name!r} is taken, choose another name"
+    if c.early_stopping.patience < 1:
+        yield f"early_stopping.patience = {c.early_stopping.patience} should be at least 1"
+    for key, metric in (
+        ("early_stopping.metric", c.early_stopping.metric),
+        ("checkpoint.best", c.checkpoint.best),
+    ):
+        every = _evaluated_every(c, metric.partition("/")[0])
+        if metric and not every:
+            yield f"{key} = {metric!r} is measured at the end only: set evaluation.every"
+        elif key == "checkpoint.best" and metric and c.checkpoint.every % every:
+            yield (
+                f"checkpoint.every = {c.checkpoint.every} is no multiple of {every}, the steps "
+                f"between evaluations: checkpoints would be saved where {metric} isn't known"
+            )
+    rules = c.init_from_rules
+    if not c.init_from and (rules.include or rules.exclude or rules.rename):
+        yield "init_from_rules.include, exclude and rename need init_from"
+    for axis, names in c.sharding.axes.items():
+        if not isinstance(names, str | tuple):
+            yield f"sharding.axes.{axis} = {names!r} should be a mesh axis, a tuple of them, or ''"
+    if c.evaluation.batch_size < 0:
+        yield f"evaluation.batch_size = {c.evaluation.batch_size} should not be negative"
     for key, metric in (
         ("early_stopping.metric", c.early_stopping.metric),
         ("checkpoint.best", c.checkpoint.best),
@@ -121,6 +145,13 @@ SCHEMA = configs.Schema(
 """The vocabulary of training configs."""
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16, "float16": jnp.float16}
+
+
+def _evaluated_every(c: FrozenConfigDict, split: str) -> int:
+    """Returns the steps between evaluations of a split or of one of the config's evaluators."""
+    own = c.evaluators.get(split)
+    every = own.get("every", 0) if hasattr(own, "get") else c.evaluation.every
+    return every if isinstance(every, int) else 0
 
 
 class Experiment(NamedTuple):
@@ -182,7 +213,7 @@ def open_stand_in(block: Mapping, trust: Sequence[str]) -> tuple[Dataset, str]:
         if not block["stand_in"]:
             raise
         schema = configs.Schema(
-            _NoSettings, {}, {"data": SCHEMA.kinds["data"]._replace(shared=None)}
+            configs.NoSettings, {}, {"data": SCHEMA.kinds["data"]._replace(shared=None)}
         )
         resolved = configs.resolve({"data": block["stand_in"]}, schema, trust)
         return open_dataset(resolved["data"], trust), str(error)
@@ -251,6 +282,13 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     )
     batch = example_batch(train, c.data.batch_size)
     one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
+    known = {name for axes in layout.flat(model.axes).values() for name in axes if name}
+    for axis in c.sharding.axes:
+        if axis not in known | logical.VOCABULARY:
+            raise UserError(
+                f"sharding.axes.{axis}: the model has no axis {axis!r}, it has "
+                + ", ".join(sorted(known))
+            )
     rules = layout.preset(c.sharding.rules, c.sharding.axes)
     shardings = layout.state_shardings(
         one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1
@@ -315,7 +353,7 @@ def _augment(data: Mapping, trust, spec):
     functions = []
     for name in data["augmentations"]:
         block = {"name": name, **data["augmentation_options"].get(name, {})}
-        schema = configs.Schema(_NoSettings, {}, {"augmentation": kind})
+        schema = configs.Schema(configs.NoSettings, {}, {"augmentation": kind})
         resolved = configs.resolve({"augmentation": block}, schema, trust)
         functions.append(
             configs.build(resolved["augmentation"], kind, "data.augmentations", trust, spec)
@@ -327,10 +365,6 @@ def _augment(data: Mapping, trust, spec):
         return batch
 
     return augment
-
-
-class _NoSettings(NamedTuple):
-    """No plain keys."""
 
 
 def example_batch(source: Any, batch_size: int) -> dict[str, jax.ShapeDtypeStruct]:

@@ -7,6 +7,7 @@ import jax
 from ml_collections import FrozenConfigDict
 
 from lamina.models.functional import FunctionalModel
+from lamina.platform import config as configs
 from lamina.platform.checkpoints import exchange, names, transfer
 from lamina.platform.errors import UserError
 from lamina.platform.training import trained
@@ -43,7 +44,8 @@ def load(
 
     Args:
         config: resolved.
-        trust: packages whose factories the source's config may name.
+        trust: packages whose factories this config may name. The source may be somebody else's:
+            its config may name only those given one by one, and those that this config names.
         model: the model to fill.
         sharding: where to put what is loaded.
 
@@ -57,7 +59,7 @@ def load(
     if source.endswith(".safetensors"):
         params: Any = exchange.import_tensors(source).arrays
     else:
-        found = trained.read(source, trust=trust)
+        found = trained.read(source, trust=_trusted_in_source(config, trust))
         params, state = found.params, names.flatten(found.model_state)
     target = _abstract(model.params, sharding)
     rules = config.init_from_rules
@@ -75,6 +77,13 @@ def load(
         if path in state and state[path].shape == leaf.shape and state[path].dtype == leaf.dtype
     }
     return Loaded({path: values[path] for path in done.loaded}, fitting, done.report())
+
+
+def _trusted_in_source(config: FrozenConfigDict, trust: Sequence[str]) -> tuple[str, ...]:
+    named = [value for value in configs.flatten(config).values() if isinstance(value, str)]
+    own = {name.partition(":")[0].partition(".")[0] for name in named if ":" in name}
+    given = () if tuple(trust) == configs.EVERYONE else tuple(trust)
+    return (*given, *sorted(own))
 
 
 def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:

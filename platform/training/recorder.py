@@ -14,7 +14,7 @@ from lamina.platform.reporting import records
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
 from lamina.platform.reporting.protocol import Writer
-from lamina.platform.training import diagnosis, evaluation, layout, loop, trained
+from lamina.platform.training import diagnosis, evaluation, layout, loop, settings, trained
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.loading import Loaded
 from lamina.platform.training.state import TrainState
@@ -131,7 +131,9 @@ class Recorder:
                 by_step.setdefault(r.step, []).append(r.value)
         means = [records.summary(values).mean for _, values in sorted(by_step.items())]
         values = [math.nan if mean is None else mean for mean in means]
-        return loop.should_stop(values, rule.mode, rule.patience, rule.min_delta)
+        return loop.should_stop(
+            values, settings.better(rule.metric, rule.mode), rule.patience, rule.min_delta
+        )
 
     def record(self, chunk: loop.Chunk, summary: Any) -> None:
         """Writes the training metrics of a chunk, and looks for divergence.

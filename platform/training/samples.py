@@ -10,6 +10,7 @@ import numpy as np
 
 from lamina.models import generate as generation
 from lamina.models.transformer import Transformer
+from lamina.platform.data import feed as feeds
 from lamina.platform.training import seeds, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import TrainState
@@ -37,7 +38,8 @@ def make(parts: Experiment, state: TrainState) -> list[dict[str, str]]:
     if name == "language_modeling" and parts.dataset.decode is not None:
         module = parts.recipe.model.bind(params, one.model_state)
         return _texts(parts, module, split) if isinstance(module, Transformer) else []
-    if name == "classification" and len(parts.dataset.spec.input_shape) == 3:
+    shape = parts.dataset.spec.input_shape
+    if name == "classification" and len(shape) == 3 and shape[-1] in (1, 3, 4):
         return _images(parts, params, one.model_state, split)
     return []
 
@@ -69,7 +71,7 @@ def _images(parts: Experiment, params: Any, model_state: Any, split: Any) -> lis
 
     examples = [split[i] for i in range(min(IMAGES, len(split)))]
     raw = np.stack([np.asarray(e["inputs"]) for e in examples])
-    inputs = raw.astype(np.float32) / 255.0 if raw.dtype == np.uint8 else raw
+    inputs = np.asarray(feeds.normalise({"inputs": jnp.asarray(raw)})["inputs"])
     output, _ = jax.jit(
         lambda params, state, x: parts.recipe.model.apply(params, state, x, train=False)
     )(params, model_state, inputs)

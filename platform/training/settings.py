@@ -25,6 +25,7 @@ class Settings(NamedTuple):
         init_from: a run folder or a safetensors file whose parameters the run starts from.
         evaluators: name to `dict(data=..., every=...)`: further data to evaluate on.
         trackers: what is written besides `metrics.jsonl` and the console.
+        tracker_options: tracker to its keys, such as `wandb=dict(project="digits")`.
     """
 
     program: str = "train"
@@ -39,6 +40,7 @@ class Settings(NamedTuple):
     init_from: str = ""
     evaluators: Mapping[str, Any] = _EMPTY
     trackers: tuple[str, ...] = ("tensorboard",)
+    tracker_options: Mapping[str, Any] = _EMPTY
 
 
 class Data(NamedTuple):
@@ -86,13 +88,14 @@ class Checkpoint(NamedTuple):
         every: steps between checkpoints; 0 saves at the end (and when interrupted) only.
         keep: how many of the newest are kept.
         best: a metric such as "validation/accuracy": its best checkpoint is kept as well.
-        mode: whether the best is the largest or the smallest value.
+        mode: whether the best is the largest or the smallest value; "auto" takes the smallest of
+            losses, errors, perplexities and bits, and the largest of all else.
     """
 
     every: int = 0
     keep: int = 2
     best: str = ""
-    mode: Literal["max", "min"] = "max"
+    mode: Literal["auto", "max", "min"] = "auto"
 
 
 class EarlyStopping(NamedTuple):
@@ -100,19 +103,21 @@ class EarlyStopping(NamedTuple):
 
     Attributes:
         metric: such as "validation/loss"; "" never stops.
-        mode: whether larger or smaller is better.
+        mode: whether larger or smaller is better; "auto" as for `checkpoint.mode`.
         patience: evaluations without an improvement after which the run stops.
         min_delta: how much better counts as an improvement.
     """
 
     metric: str = ""
-    mode: Literal["max", "min"] = "min"
+    mode: Literal["auto", "max", "min"] = "auto"
     patience: int = 5
     min_delta: float = 0.0
 
 
 class Ema(NamedTuple):
     """Exponential moving average of the parameters, used for evaluation and by `restore`.
+
+    What a model keeps besides, such as batch statistics, is that of the last step.
 
     Attributes:
         decay: share of the old average kept in a step, at most (1 + t) / (10 + t) at step t so
@@ -188,3 +193,14 @@ class Debug(NamedTuple):
 
     overfit_one_batch: bool = False
     check_nans: bool = False
+
+
+SMALLER_IS_BETTER = ("loss", "error", "perplexity", "bits", "mse", "mae")
+"""Words in the names of metrics of which the smallest value is best."""
+
+
+def better(metric: str, mode: str) -> str:
+    """Returns "max" or "min": `mode`, or what suits the metric if that is "auto"."""
+    if mode != "auto":
+        return mode
+    return "min" if any(word in metric for word in SMALLER_IS_BETTER) else "max"

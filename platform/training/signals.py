@@ -1,5 +1,6 @@
 """Signals that ask a run to stop: they set a flag, which the loop reads between dispatches."""
 
+import os
 import signal
 import threading
 from collections.abc import Iterator
@@ -18,13 +19,17 @@ class StopRequest:
     def __init__(self) -> None:
         self.signal = ""
 
-    def agreed(self, step: int) -> bool:
-        """Returns whether to stop after `step`; all processes get the same answer."""
+    def agreed(self, dispatch: int) -> bool:
+        """Returns whether to stop after this dispatch; all processes get the same answer.
+
+        Args:
+            dispatch: counts up by 1 from call to call: the processes agree on one of these numbers.
+        """
         if jax.process_count() == 1:
             return bool(self.signal)
         from jax.experimental import multihost_utils
 
-        return multihost_utils.reached_preemption_sync_point(step) or bool(self.signal)
+        return multihost_utils.reached_preemption_sync_point(dispatch)
 
 
 @contextmanager
@@ -43,6 +48,8 @@ def catch() -> Iterator[StopRequest]:
         if request.signal and number == signal.SIGINT:
             raise KeyboardInterrupt
         request.signal = signal.Signals(number).name
+        if jax.process_count() > 1:  # jax tells the other processes of a SIGTERM, and only of that
+            os.kill(os.getpid(), signal.SIGTERM)
 
     numbers = [signal.SIGINT]
     if jax.process_count() == 1:  # otherwise jax's coordination service spreads SIGTERM

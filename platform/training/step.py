@@ -143,10 +143,9 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
     scale_state = state.loss_scale
     if recipe.scale_loss:
         finite = loss_scale.all_finite(grads)
-        keep = lambda new, old: jax.tree.map(lambda n, o: jnp.where(finite, n, o), new, old)
-        params = keep(params, state.params)
-        optimizer_state = keep(optimizer_state, state.optimizer_state)
-        model_state = keep(model_state, state.model_state)
+        after = (params, optimizer_state, model_state)
+        before = (state.params, state.optimizer_state, state.model_state)
+        params, optimizer_state, model_state = loss_scale.keep(finite, after, before)
         scale_state = loss_scale.update(state.loss_scale, finite)
         metrics = {**metrics, "loss_scale": (scale_state.scale, jnp.ones(()))}
     ema = state.ema
@@ -195,6 +194,7 @@ def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, sc
     # Part i takes the rows i, i + parts, ...: each stays on the device that has it.
     cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
     batches = jax.tree.map(cut, batch)
+    rows = jax.tree.leaves(batches)[0].shape[1]
 
     def part(carry, i_and_batch):
         i, batch = i_and_batch
@@ -206,7 +206,7 @@ def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, sc
             model_state,
             batch,
             jax.random.fold_in(key, i),
-            scale,
+            scale / rows,  # about the size of a mean's gradient: float16 has no room for a sum's
             mean=False,
         )
         grads = jax.tree.map(jnp.add, grads, new)
@@ -231,7 +231,7 @@ def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, sc
         part, start, (jnp.arange(parts), batches)
     )
     weight = _nonzero(weight)
-    return _unscaled(grads, scale * weight), model_state, metrics, total / weight
+    return _unscaled(grads, scale / rows * weight), model_state, metrics, total / weight
 
 
 def _unscaled(grads: Any, scale: Any) -> Any:
@@ -321,10 +321,12 @@ def evaluate_chunk(
         rows: for each batch, what the feed selects.
     """
     shared = seeds._replace(per_seed_rows=False)
-    weights = tuple(
-        (recipe.parameters.combine(evaluation_params(recipe, part), part.frozen), part.model_state)
-        for part in shared.split(state)
-    )
+
+    def weights_of(part: TrainState, _: Any) -> tuple[Any, Any]:
+        trained = evaluation_params(recipe, part)
+        return recipe.parameters.combine(trained, part.frozen), part.model_state
+
+    weights = shared.lift(weights_of, "seed")(shared.split(state), None)
 
     def body(total_parts, row):
         batch = select(constants, row)

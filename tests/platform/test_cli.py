@@ -90,7 +90,10 @@ def test_nothing_and_a_wrong_command_show_what_there_is(lamina):
         (["--config.data.name=fashion_mnist", "--config.data.data_dir=."], "is not in ."),
         (["--config.data.name=tfds", "--config.data.dataset=mnist"], "mnist is not prepared"),
         (["--config.trackers=('tensorbored',)"], "'tensorbored' is unknown"),
-        (["--config.checkpoint.best=validation/acc"], "one of validation/accuracy"),
+        (
+            ["--config.checkpoint.best=validation/acc", "--config.evaluation.every=5"],
+            "one of validation/accuracy",
+        ),
         (
             ["--config.early_stopping.metric=validation/acc", "--config.evaluation.every=5"],
             "isn't measured: one of",

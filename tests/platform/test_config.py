@@ -243,3 +243,19 @@ def test_keys_that_only_the_old_name_had_are_dropped_with_it():
     block = ConfigDict({"name": "network", "rate": 0.5, "filters": 3, "wrong": 1})
     configs.drop_foreign(block, SCHEMA.kinds["model"], "model", (), given=["wrong"])
     assert block.to_dict() == {"name": "network", "rate": 0.5, "wrong": 1}
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"data": {"name": "digit", "batch_size": 3}},
+        {"data": {"name": "digits", "batch_size": "3"}},
+        {"data": {"name": "numpy:ones"}},
+        {"model": {"name": ":x"}},
+        {"model": {"name": "numpy:pi"}},
+    ],
+)
+def test_contradictions_are_not_looked_for_in_a_config_with_holes(wrong):
+    needs_all = SCHEMA._replace(contradictions=lambda c: [str(c.data.batch_size + c.model.width)])
+    with pytest.raises(UserError):
+        configs.resolve(config(**wrong), needs_all, trust=("numpy",))

@@ -25,9 +25,18 @@ def plain(result):
     return sorted(record._replace(time=0.0) for record in result.metrics)
 
 
-def largest_file(checkpoint):
-    files = (p for p in checkpoint.rglob("*") if p.is_file() and p.name != "manifest.json")
-    return max(files, key=lambda path: path.stat().st_size)
+def data_files(checkpoint):
+    """Returns the files in which orbax keeps the arrays, and copies of parts of them."""
+    return [path for path in checkpoint.rglob("d/*") if path.is_file()]
+
+
+DAMAGES = {
+    "cut": lambda data: data[: len(data) // 2],
+    "flipped": lambda data: (
+        data[: len(data) // 2] + bytes([data[len(data) // 2] ^ 4]) + data[len(data) // 2 + 1 :]
+    ),
+    "emptied": lambda data: b"",
+}
 
 
 def contents(root, pattern="**/*"):
@@ -46,20 +55,14 @@ def unfinished(finished, tmp_path):
 # --- damage --------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("damage", ["cut", "flipped", "emptied", "no manifest", "no files"])
+@pytest.mark.parametrize("damage", [*DAMAGES, "no manifest", "no files"])
 def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
     finished, unfinished, tiny_run, capsys, damage
 ):
     checkpoint = unfinished / "checkpoints" / "10"
-    path = largest_file(checkpoint)
-    data = bytearray(path.read_bytes())
-    if damage == "cut":
-        path.write_bytes(data[: len(data) // 2])
-    elif damage == "flipped":
-        data[len(data) // 2] ^= 4
-        path.write_bytes(data)
-    elif damage == "emptied":
-        path.write_bytes(b"")
+    if damage in DAMAGES:
+        for path in data_files(checkpoint):
+            path.write_bytes(DAMAGES[damage](path.read_bytes()))
     elif damage == "no manifest":
         (checkpoint / "manifest.json").unlink()
     else:
@@ -76,7 +79,8 @@ def test_a_damaged_checkpoint_falls_back_to_the_one_before_and_says_so(
 
 def test_where_all_checkpoints_are_damaged_the_run_ends_and_nothing_is_lost(unfinished, tiny_run):
     for checkpoint in (unfinished / "checkpoints").iterdir():
-        largest_file(checkpoint).write_bytes(b"")
+        for path in data_files(checkpoint):
+            path.write_bytes(b"")
     before = contents(unfinished, "checkpoints/**/*")
     metrics = (unfinished / folder.METRICS).read_bytes()
     with pytest.raises(UserError, match=r"every checkpoint .* nothing was deleted"):

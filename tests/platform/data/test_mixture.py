@@ -106,13 +106,17 @@ def test_a_mixture_is_named_in_a_config():
     ("sources", "message"),
     [
         ({}, "empty"),
-        ({"x": 3}, r"data\.sources\.x should be dict"),
-        ({"x": {"name": "digitz"}}, r"data\.sources\.x\.name = 'digitz' should be one of"),
-        ({"x": {"name": "os:system"}}, "should be one of"),
-        ({"x": {"name": "digits", "size": 3}}, "size is not an option"),
-        ({"x": {"name": "arrays"}}, "path is missing"),
+        ({"x": 3}, r"(?s)data\.sources\.x: .*should be a block"),
+        (
+            {"x": {"name": "digitz"}},
+            r"data\.sources\.x: .*'digitz' is unknown \(did you mean 'digits'",
+        ),
+        ({"x": {"name": "os:system"}}, "somebody's code"),
+        ({"x": {"name": "digits", "size": 3}}, "source.size is not a key"),
+        ({"x": {"name": "arrays"}}, "source.path is missing"),
         ({"x": {"name": "digits", "weight": 0.0}}, "positive"),
-        ({"x": {"name": "digits", "weight": float("nan")}}, "positive"),
+        ({"x": {"name": "digits", "weight": float("nan")}}, "not finite"),
+        ({"x": {"name": "digits", "weight": "2"}}, "should be a float"),
         (
             {
                 "x": {"name": "digits"},

@@ -86,6 +86,17 @@ def test_eight_devices_give_the_losses_of_one(train, digits, rules):
     )
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
+def test_seeds_split_over_devices_give_the_losses_of_unrolled_ones(train, digits, optimizer):
+    own = {"seeds": (0, 1), "optimizer": {"name": optimizer, "learning_rate": 1e-3}}
+    unrolled = train(digits(**own), "unrolled")
+    mapped = train(digits(**own, mesh={"seed": 2}), "mapped", devices=2)
+    np.testing.assert_allclose(losses(mapped), losses(unrolled), rtol=1e-4)
+    np.testing.assert_allclose(
+        mapped.final["test/loss"].values, unrolled.final["test/loss"].values, rtol=1e-4
+    )
+
+
 def test_chunks_of_any_length_give_the_same_losses(train, digits):
     single = train(digits(log_every=10, steps_per_call=1), "single")
     chunked = train(digits(log_every=10, steps_per_call=10), "chunked")
@@ -143,6 +154,14 @@ def test_weights_of_the_moving_average_are_evaluated(train, digits):
     averaged = train(digits(ema__decay=0.9), "averaged")
     np.testing.assert_array_equal(losses(averaged), losses(plain))
     assert averaged.final["test/loss"].mean != plain.final["test/loss"].mean
+
+
+def test_half_precision_accumulates(train, digits):
+    result = train(
+        digits(precision="float16", accumulation=4, steps=40, optimizer__learning_rate=5e-3)
+    )
+    assert result.final["train/loss"].mean < 2.1
+    assert result.final["train/loss_scale"].mean >= 2.0**14
 
 
 @pytest.mark.parametrize("precision", ["bfloat16", "float16"])
@@ -225,6 +244,7 @@ def test_the_best_checkpoint_is_kept(train, digits):
             evaluation__every=10,
         )
     )
+    assert result.summary["best_step"] == 10
     assert restoring.list_steps(f"{result.workdir}/checkpoints") == (10, 60)
 
 
