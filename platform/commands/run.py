@@ -18,7 +18,8 @@ FLAGS = {
 USAGE = f"""lamina run --config=PATH_OR_NAME[:ARG] --workdir=DIR [--config.key=value ...]
 
 Runs an experiment. If DIR holds the same run, goes on where it was stopped; if that is done,
-prints its result.
+prints its result. A run that failed goes on from its last checkpoint; one that diverged is not
+repeated. A finished run takes more seeds: --config.seeds=0,1,2 trains those that are new.
 
 {parsing.describe_flags(FLAGS)}"""
 
