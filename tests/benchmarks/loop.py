@@ -2,11 +2,11 @@
 
     python tests/benchmarks/loop.py [--rounds=7] [--peer_python=PATH]
 
-Both train in one process, in turns; a figure is the median over rounds of the ratio within a round,
-so that what else the machine does falls out. The loop by hand is what a careful user of Flax NNX and
-optax writes: pure functions of `nnx.split` states, donated and jitted once, the data on the device,
-a dispatch a step, and the loss read every ten steps. `--peer_python` names an interpreter with
-PyTorch, whose training steps on the same models `peers.py` then times in its own process.
+Both train in one process, in turns; a figure is the median over rounds of the ratio within a
+round, so what else the machine does falls out. The loop by hand is what a careful user of Flax NNX
+and optax writes: pure functions of `nnx.split` states, donated and jitted once, the data on the
+device, a dispatch a step, and the loss read every ten steps. `--peer_python` names an interpreter
+with PyTorch, whose training steps on the same models `peers.py` then times in its own process.
 """
 
 import argparse
@@ -24,11 +24,12 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 from flax import nnx
+from ml_collections import ConfigDict
+
 from lamina.models.mlp import mlp
 from lamina.platform.data import order
 from lamina.platform.run import run
 from lamina.platform.training import experiment
-from ml_collections import ConfigDict
 
 CASES = {
     # name: widths, batch size, steps, steps_per_call

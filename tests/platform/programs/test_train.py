@@ -122,7 +122,7 @@ def test_a_run_stopped_in_the_middle_ends_bit_identical(train, digits, changes, 
 
     from lamina.platform.training.signals import StopRequest
 
-    monkeypatch.setattr(StopRequest, "agreed", lambda self, step: step == 20)
+    monkeypatch.setattr(StopRequest, "agreed", lambda self, dispatch: dispatch == 4)
     stopped = train(digits(**base | changes), "stopped")
     assert stopped.status == "interrupted"
     monkeypatch.undo()
