@@ -11,7 +11,8 @@ Claim: 1.44 bits per byte on held-out files of the standard library (45 files, 8
 with gzip -9, 1.64 with xz -9e, and 2.05 and 1.86 with smoothed 4- and 5-grams of all training files
 (`python tests/benchmarks/text_baselines.py`). The report shows text that the model writes.
 
-Cost: 0.23 s of one core a step, 7 minutes of CPU time in all, evaluation and compilation included.
+Cost: 7 to 8.5 minutes of CPU time, evaluation and compilation included; 10 minutes of wall time
+(seconds + compile_seconds of result.json) while two cores were shared with other work.
 
     lamina run --config=language_model --workdir=runs/language_model
 """
