@@ -2,10 +2,10 @@
 
 Two blocks of a decoder in the manner of LLaMA (Touvron et al. 2023, arXiv 2302.13971), of width
 128, whose bytes also look up the hashes of the 2- to 6-grams that end in them (Pagnoni et al. 2024,
-arXiv 2412.09871). Those tables hold 10.5 of the 10.9 million parameters and take a fifth of a step's CPU time.
-How much they help: a model of one block of width 64 was after 600 steps of 2,048 bytes at 1.66 bits
-per byte with them and at 2.45 without (training loss of the last 100 steps, text seen once; a step
-took 1.8 times as long with them).
+arXiv 2412.09871). Those tables hold 10.5 of the 10.9 million parameters and take a fifth of a
+step's CPU time. How much they help: a model of one block of width 64 was after 600 steps of 2,048
+bytes at 1.66 bits per byte with them and at 2.45 without (training loss of the last 100 steps, text
+seen once; there a step took 1.8 times as long with them).
 
 Claim: 1.44 bits per byte on held-out files of the standard library (45 files, 822,044 bytes; Python
 3.11.7) after 1,600 steps, 6.6 million bytes, 62% of the training text. The same bytes take 1.95
