@@ -48,7 +48,7 @@ def main(arguments: Sequence[str]) -> int:
     print("\nParameters")
     tables.show(tables.parameter_table(compiled.parameter_rows(parts)))
     print("\nRun")
-    for name, value in _figures(parts, given.flags["compile"]):
+    for name, value in _figures(parts, not missing, given.flags["compile"]):
         print(f"  {name:<34} {value}")
     return 0
 
@@ -66,7 +66,7 @@ def _lines(configs: Any, resolved: Any, original: Any, config: Any) -> str:
     return "\n".join(lines)
 
 
-def _figures(parts: Any, compile_step: bool) -> list[tuple[str, str]]:
+def _figures(parts: Any, real_data: bool, compile_step: bool) -> list[tuple[str, str]]:
     from lamina.platform.training import compiled, flops, layout
 
     c, train = parts.config, parts.dataset.splits["train"]
@@ -79,9 +79,12 @@ def _figures(parts: Any, compile_step: bool) -> list[tuple[str, str]]:
     rows: list[tuple[str, str]] = [
         ("devices", f"{parts.mesh.size} x {devices[0].device_kind} ({mesh})"),
         ("seeds", f"{tuple(c.seeds)} ({parts.seeds.lowering})"),
-        ("training examples", f"{len(train):,}"),
+        ("training examples", f"{len(train):,}" if real_data else "unknown: the data aren't here"),
         ("steps", f"{parts.steps:,}"),
-        ("epochs", f"{parts.steps * c.data.batch_size / len(train):.2f}"),
+        (
+            "epochs",
+            f"{parts.steps * c.data.batch_size / len(train):.2f}" if real_data else "unknown",
+        ),
         ("FLOPs per step", f"{step_flops:.3e}"),
         ("FLOPs of the training", f"{step_flops * parts.steps:.3e}"),
         ("parameters, bytes per device", f"{layout.bytes_per_device(params):,}"),

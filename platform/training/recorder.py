@@ -142,7 +142,8 @@ class Recorder:
             DivergedError: as `check_divergence`.
         """
         host = jax.device_get(summary)
-        metrics = evaluation.means(self.parts, host["metrics"])
+        names = jax.tree.structure(self.parts.state.metrics)
+        metrics = evaluation.means(self.parts, jax.tree.unflatten(names, list(host["metrics"])))
         self.write(chunk.end, "train", metrics)
         self.check_divergence(host["nonfinite_step"])
 

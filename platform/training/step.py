@@ -293,7 +293,8 @@ def train_chunk(
         count: int32 []: steps to run, at most `length`.
 
     Returns:
-        The state, and a summary for the record: the metrics' sums and `nonfinite_step`.
+        The state, and a summary for the record: the leaves of its `metrics` stacked, and its
+        `nonfinite_step`.
     """
     first = state.step if seeds.lowering == "single" else state.step[0]
     fresh = first % recipe.log_every == 0
@@ -308,7 +309,8 @@ def train_chunk(
 
     parts = body(0, parts) if length == 1 else jax.lax.fori_loop(0, count, body, parts)
     state = seeds.join(parts)
-    return state, {"metrics": state.metrics, "nonfinite_step": state.nonfinite_step}
+    sums = jnp.stack(jax.tree.leaves(state.metrics))  # one array: one transfer to the host
+    return state, {"metrics": sums, "nonfinite_step": state.nonfinite_step}
 
 
 def evaluate_chunk(
