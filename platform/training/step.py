@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from typing import Any, NamedTuple
 
 import jax
@@ -92,8 +91,10 @@ def init(
         metrics={},
         nonfinite_step=jnp.full((), -1, jnp.int32),
     )
-    _, metrics = jax.eval_shape(partial(_step, recipe), state, batch, jnp.bool_(False))
-    return dataclasses.replace(state, metrics=zero_metrics(metrics))
+    _, abstract = jax.eval_shape(lambda s, b: _update(recipe, s, b), state, batch)
+    norms = jax.eval_shape(_norms, trained, trained)
+    metrics = zero_metrics({**abstract, **{name: (n, n) for name, n in norms.items()}})
+    return dataclasses.replace(state, metrics=metrics)
 
 
 def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) -> TrainState:
@@ -105,14 +106,22 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) 
         batch: arrays whose first dimension are the examples.
         due: bool []: whether a record follows this step; only then are norms measured.
     """
-    new, metrics = _step(recipe, state, batch, due)
-    return dataclasses.replace(new, metrics=add_metrics(state.metrics, metrics))
+    (new, grads, updates), metrics = _update(recipe, state, batch)
+
+    def measured(grads, updates):
+        return {name: (norm, jnp.ones(())) for name, norm in _norms(grads, updates).items()}
+
+    def skipped(grads, updates):
+        return jax.tree.map(
+            lambda n: (jnp.zeros(()), jnp.zeros(())), jax.eval_shape(_norms, grads, updates)
+        )
+
+    norms = jax.lax.cond(due, measured, skipped, grads, updates)
+    return dataclasses.replace(new, metrics=add_metrics(state.metrics, {**metrics, **norms}))
 
 
-def _step(
-    recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array
-) -> tuple[TrainState, Metrics]:
-    """Returns the next state with the metrics of the old one, and the metrics of this step."""
+def _update(recipe: Recipe, state: TrainState, batch: Batch):
+    """Returns ((the next state with the old metrics, gradient, update), metrics of this step)."""
     augmentation_key, model_key = step_keys(state.seed, state.step)
     batch = recipe.augment(augmentation_key, batch)
     scale = state.loss_scale.scale if recipe.scale_loss else 1.0
@@ -121,7 +130,7 @@ def _step(
     def value_fn(trained):
         return _objective(recipe, trained, state, state.model_state, batch, model_key, 1.0)[0]
 
-    update = lambda grads: recipe.optimizer.update(
+    updates, optimizer_state = recipe.optimizer.update(
         grads,
         state.optimizer_state,
         state.params,
@@ -130,8 +139,6 @@ def _step(
         value_fn=value_fn,
         metrics=metrics,
     )
-    grads, norms = _measured(grads, update, due)
-    updates, optimizer_state = update(grads)
     params = optax.apply_updates(state.params, updates)
     scale_state = state.loss_scale
     if recipe.scale_loss:
@@ -158,25 +165,7 @@ def _step(
         loss_scale=scale_state,
         nonfinite_step=jnp.where(first_bad, state.step, state.nonfinite_step),
     )
-    return new, metrics | norms
-
-
-def _measured(grads: Any, update: Callable[[Any], Any], due: jax.Array) -> tuple[Any, Metrics]:
-    """Returns the gradient, and the norms of it and of its update if they are `due`.
-
-    The norms are taken before the update, which is computed a second time for them: were they taken
-    of the update itself, every step would have to write it to memory instead of fusing it into the
-    parameters. The barrier keeps that order, so that the old state's memory can be reused.
-    """
-
-    def measured(grads: Any) -> Metrics:
-        norms = _norms(grads, update(grads)[0])
-        return {name: (norm, jnp.ones(())) for name, norm in norms.items()}
-
-    zeros = zero_metrics(jax.eval_shape(measured, grads))
-    return jax.lax.optimization_barrier(
-        (grads, jax.lax.cond(due, measured, lambda grads: zeros, grads))
-    )
+    return (new, grads, updates), metrics
 
 
 def _objective(recipe, trained, state, model_state, batch, key, scale, mean=True):
