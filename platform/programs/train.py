@@ -123,7 +123,7 @@ def train(prepared: Prepared, context: Context) -> Outcome:
     config = parts.config
     workdir = storage.as_path(context.workdir)
     if jax.process_index() == 0:
-        storage.write_json(workdir / folder.PARAMETERS, compiled.parameter_rows(parts))
+        folder.write_parameters(workdir, compiled.parameter_rows(parts))
     with contextlib.ExitStack() as stack:
         metric = config.checkpoint.best
         best = (metric, settings.better(metric, config.checkpoint.mode)) if metric else None

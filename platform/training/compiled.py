@@ -1,6 +1,5 @@
 """The run's compiled programs: each is jitted here, once, with its shardings and donation."""
 
-import time
 from collections.abc import Callable
 from functools import partial
 from typing import Any, NamedTuple
@@ -22,26 +21,14 @@ class Program(NamedTuple):
 
     Attributes:
         call: runs it.
-        seconds: that tracing and compiling took.
-        flops: of one call as XLA counts them (the body of a loop once), or 0 where it doesn't.
-        temporary_bytes: memory per device besides arguments and results.
     """
 
     call: Callable[..., Any]
-    seconds: float
-    flops: float
-    temporary_bytes: int
 
 
 def compile_program(jitted: Any, *arguments: Any) -> Program:
     """Compiles a jitted function for `arguments` (arrays or `jax.ShapeDtypeStruct`s)."""
-    start = time.perf_counter()
-    compiled = jitted.lower(*arguments).compile()
-    seconds = time.perf_counter() - start
-    costs = compiled.cost_analysis() or {}
-    memory = compiled.memory_analysis()
-    temporary = int(memory.temp_size_in_bytes) if memory is not None else 0
-    return Program(compiled, seconds, float(costs.get("flops", 0.0)), temporary)
+    return Program(jitted.lower(*arguments).compile())
 
 
 def initialiser(experiment: Experiment) -> Callable[[Any, Any], TrainState]:
@@ -75,9 +62,7 @@ def train_program(experiment: Experiment, feed: Feed) -> Program:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
     whole = partition_rules.replicated(experiment.mesh)
     if experiment.config.debug.check_nans:
-        return Program(
-            _checking_nans(jax.jit(chunk, out_shardings=(shardings, whole))), 0.0, 0.0, 0
-        )
+        return Program(_checking_nans(jax.jit(chunk, out_shardings=(shardings, whole))))
     jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, whole))
     rows = abstract_rows(experiment, feed.read(0, length), experiment.seeds.per_seed_rows)
     count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
