@@ -26,7 +26,7 @@ def get_config(variant: str = "") -> ConfigDict:
 
     Args:
         variant: "", or "synthetic" (two steps of the whole model on two documents of random bytes;
-            one device needs 20 GB for it), or "tiny" (the same with a small model).
+            one device needs 20 GB for it), or "tiny" (eight documents and a small model).
     """
     if variant not in ("", "synthetic", "tiny"):
         raise ValueError(f"{variant!r} should be synthetic or tiny, or left out")
@@ -96,5 +96,6 @@ def get_config(variant: str = "") -> ConfigDict:
         config.checkpoint = ConfigDict(dict(every=0))
         config.log_every = 1
     if variant == "tiny":
+        config.data.batch_size = 8
         config.model.update(dict(depth=2, embed=64, heads=4, kv_heads=2, mlp=192))
     return config

@@ -63,7 +63,7 @@ def get_config(variant: str = "resnet20") -> ConfigDict:
     config.evaluation = ConfigDict(
         dict(
             every=1_000,  # steps between evaluations of the validation split
-            batch_size=500,  # images
+            batch_size=1000,  # images
         )
     )
     config.checkpoint = ConfigDict(

@@ -65,7 +65,7 @@ def get_config(model: str = "convnet") -> ConfigDict:
     config.evaluation = ConfigDict(
         dict(
             every=500,  # steps
-            batch_size=500,  # images: both held-out splits divide by it
+            batch_size=1000,  # images: both held-out splits divide by it
         )
     )
     config.checkpoint = ConfigDict(dict(every=500, keep=1))  # steps, newest

@@ -1,13 +1,12 @@
 """The program `train`: trains a model, and survives being killed.
 
-The order within the loop is fixed: dispatch a chunk of steps; write the records of the chunk before
-(whose numbers are ready by then); then, where they are due, evaluate, save, and look whether to
+The order within the loop is fixed: dispatch a chunk of steps; write the record of an earlier chunk
+once its numbers are ready, at the latest when the next record is due; then, where they are due, evaluate, save, and look whether to
 stop. What is saved at a step thus always comes after all that was recorded up to that step, and a
 run that resumes there repeats neither.
 """
 
 import contextlib
-import functools
 import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -18,7 +17,6 @@ from ml_collections import FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.checkpoints.store import open_store
-from lamina.platform.data.feed import Feed
 from lamina.platform.errors import InterruptedRun
 from lamina.platform.optimizers import schedules
 from lamina.platform.programs.context import Context, Outcome
@@ -30,6 +28,7 @@ from lamina.platform.training import compiled, evaluation, initial, loading, loo
 from lamina.platform.training.experiment import Experiment, assemble
 from lamina.platform.training.profiling import Profiler
 from lamina.platform.training.recorder import Recorder
+from lamina.platform.training.rows import RowWindows
 from lamina.platform.training.state import TrainState
 from lamina.sharding import rules as partition_rules
 
@@ -150,16 +149,18 @@ def train(prepared: Prepared, context: Context) -> Outcome:
         with clock.phase("compile"):
             feed = initial.open_feed(parts)
             stack.callback(feed.close)
-            program = compiled.train_program(parts, feed)
+            windows = RowWindows(parts, feed, start)
+            program = compiled.train_program(parts, feed, windows.abstract)
             evaluators = evaluation.open_evaluators(parts, prepared.evaluated)
             for evaluator in evaluators:
                 stack.callback(evaluator.feed.close)
             state = restored.state if restored else initial.create(parts, prepared.loaded)
+            jax.block_until_ready(state)
         recorder = Recorder(
             parts, prepared.loaded, context.say, clock, meter, store, log, history, evaluators
         )
         recorder.check_divergence(jax.device_get(state.nonfinite_step))  # in a session before
-        state = train_loop(recorder, program, feed, state, start, context)
+        state = train_loop(recorder, program, feed.constants, windows, state, start, context)
         return finish(recorder, state, context)
 
 
@@ -195,7 +196,8 @@ def open_log(parts: Experiment, context: Context, start: int) -> Writer:
 def train_loop(
     recorder: Recorder,
     program: compiled.Program,
-    feed: Feed,
+    constants: Any,
+    windows: RowWindows,
     state: TrainState,
     start: int,
     context: Context,
@@ -205,7 +207,8 @@ def train_loop(
     Args:
         recorder: writes, evaluates and saves.
         program: a chunk of steps.
-        feed: the training data.
+        constants: the training data that stay on the devices.
+        windows: where its rows come from.
         state: after `start` steps; it is donated.
         start: steps already done.
         context: the run folder and the stop request.
@@ -219,21 +222,20 @@ def train_loop(
     cadences |= {evaluator.name: evaluator.every for evaluator in recorder.evaluators}
     if start >= parts.steps or recorder.stops_early():
         return state
-    whole = partition_rules.replicated(parts.mesh)
-    count = functools.cache(lambda n: jax.device_put(np.int32(n), whole))
-    abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
     profiler = Profiler(c.profile, context.workdir)
     pending = None
     with recorder.clock.phase("train"), contextlib.closing(profiler):
         for chunk in loop.chunks(start, parts.steps, length, cadences):
             profiler.enter(chunk)
             with recorder.clock.phase("data"):
-                rows = compiled.put(feed.read(chunk.first, length), abstract)
+                rows, span = windows.of(chunk)
             with jax.transfer_guard("disallow"):
-                state, summary = program.call(state, feed.constants, rows, count(chunk.steps))
-            if pending:
+                state, summary = program.call(state, constants, rows, span)
+            if pending and ("record" in chunk.due or pending[1]["metrics"].is_ready()):
                 recorder.record(*pending)
-            pending = (chunk, summary) if "record" in chunk.due else None
+                pending = None
+            if "record" in chunk.due:
+                pending = (chunk, summary)
             stop = context.stop.agreed(-(-chunk.end // length))
             if chunk.due <= {"record"} and not stop:
                 continue

@@ -49,8 +49,14 @@ def seed_values(experiment: Experiment) -> np.ndarray:
     return values[0] if experiment.seeds.number == 1 else values
 
 
-def train_program(experiment: Experiment, feed: Feed) -> Program:
-    """Returns `(state, constants, rows, count) -> (state, summary)`; the state is donated."""
+def train_program(experiment: Experiment, feed: Feed, rows: Any) -> Program:
+    """Returns `(state, constants, rows, span) -> (state, summary)`; the state is donated.
+
+    Args:
+        experiment: the run's parts.
+        feed: of the training split.
+        rows: the abstract rows of a window (`rows.RowWindows`).
+    """
     length = experiment.config.steps_per_call
     chunk = partial(
         step.train_chunk,
@@ -64,9 +70,8 @@ def train_program(experiment: Experiment, feed: Feed) -> Program:
     if experiment.config.debug.check_nans:
         return Program(_checking_nans(jax.jit(chunk, out_shardings=(shardings, whole))))
     jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, whole))
-    rows = abstract_rows(experiment, feed.read(0, length), experiment.seeds.per_seed_rows)
-    count = jax.ShapeDtypeStruct((), jnp.int32, sharding=whole)
-    return compile_program(jitted, experiment.state, feed.constants, rows, count)
+    span = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
+    return compile_program(jitted, experiment.state, feed.constants, rows, span)
 
 
 def _checking_nans(jitted: Callable[..., Any]) -> Callable[..., Any]:
@@ -159,31 +164,6 @@ def constrained(experiment: Experiment, feed: Feed, per_seed: bool) -> Callable[
     sharding = partition_rules.batch_sharding(experiment.mesh, int(per_seed))
     return lambda constants, row: jax.lax.with_sharding_constraint(
         feed.select(constants, row), sharding
-    )
-
-
-def abstract_rows(experiment: Experiment, rows: Any, per_seed: bool) -> Any:
-    """Returns the global `jax.ShapeDtypeStruct`s, with shardings, of what a feed has read."""
-    dimension = 2 if per_seed else 1
-    sharding = partition_rules.batch_sharding(experiment.mesh, dimension)
-    processes = jax.process_count()
-
-    def of(array: np.ndarray) -> jax.ShapeDtypeStruct:
-        shape = list(array.shape)
-        shape[dimension] *= processes
-        return jax.ShapeDtypeStruct(tuple(shape), array.dtype, sharding=sharding)
-
-    return jax.tree.map(of, rows)
-
-
-def put(rows: Any, abstract: Any) -> Any:
-    """Puts what this process has read on its devices, as its part of the global rows."""
-    if jax.process_count() == 1:
-        return jax.tree.map(lambda a, like: jax.device_put(a, like.sharding), rows, abstract)
-    return jax.tree.map(
-        lambda a, like: jax.make_array_from_process_local_data(like.sharding, a, like.shape),
-        rows,
-        abstract,
     )
 
 

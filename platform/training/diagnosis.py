@@ -9,7 +9,7 @@ import numpy as np
 
 from lamina.platform.checkpoints.store import Store
 from lamina.platform.errors import UserError
-from lamina.platform.training import compiled, initial, layout, loop, seeds, step
+from lamina.platform.training import compiled, initial, layout, loop, rows, seeds, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.loading import Loaded
 from lamina.platform.training.state import TrainState, step_keys
@@ -62,13 +62,10 @@ def _replay(parts: Experiment, feed: Any, state: TrainState, stop: int) -> Train
     if start == stop:
         return state
     length = parts.config.steps_per_call
-    program = compiled.train_program(parts, feed)
-    abstract = compiled.abstract_rows(parts, feed.read(start, length), parts.seeds.per_seed_rows)
-    whole = partition_rules.replicated(parts.mesh)
+    windows = rows.RowWindows(parts, feed, start)
+    program = compiled.train_program(parts, feed, windows.abstract)
     for chunk in loop.chunks(start, stop, length, {}):
-        rows = compiled.put(feed.read(chunk.first, length), abstract)
-        count = jax.device_put(np.int32(chunk.steps), whole)
-        state, _ = program.call(state, feed.constants, rows, count)
+        state, _ = program.call(state, feed.constants, *windows.of(chunk))
     return state
 
 

@@ -11,6 +11,7 @@ from lamina.platform.data import feed as feeds
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
 from lamina.platform.training import compiled, experiment, seeds, settings, step
+from lamina.platform.training import rows as placing
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
 from lamina.sharding import mesh as meshes
@@ -175,7 +176,7 @@ def _open(parts: Experiment, name, every, dataset: Dataset, split, batch_size, d
         sharding=partition_rules.replicated(parts.mesh),
     )
     length = feed.steps if feed.constants else min(feed.steps, STREAMED_BATCHES)
-    rows = compiled.abstract_rows(parts, feed.read(0, length), per_seed=False)
+    rows = placing.abstract_rows(parts, feed.read(0, length), per_seed=False)
     shapes = compiled.evaluation_totals(parts, feed, rows)
     zeros = jax.tree.map(lambda s: jax.device_put(jnp.zeros(s.shape, s.dtype), s.sharding), shapes)
     program = compiled.evaluation_program(parts, feed, rows, shapes)
@@ -193,7 +194,7 @@ def evaluate(parts: Experiment, evaluator: Evaluator, state: TrainState) -> list
     """
     totals = evaluator.zeros
     for first in range(0, evaluator.feed.steps, evaluator.length):
-        placed = compiled.put(evaluator.feed.read(first, evaluator.length), evaluator.rows)
+        placed = placing.put(evaluator.feed.read(first, evaluator.length), evaluator.rows)
         totals = evaluator.program.call(totals, state, evaluator.feed.constants, placed)
     return means(parts, jax.device_get(totals), evaluator.bytes_per_token)
 

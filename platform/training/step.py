@@ -264,9 +264,9 @@ def train_chunk(
     state: TrainState,
     constants: Any,
     rows: Any,
-    count: jax.Array,
+    span: jax.Array,
 ) -> tuple[TrainState, dict[str, Any]]:
-    """Runs the next `count` steps.
+    """Runs the next steps.
 
     The number of steps is an argument and not part of the program, so that a shorter last chunk
     runs the very same program.
@@ -278,8 +278,9 @@ def train_chunk(
         length: the largest number of steps; with 1 there is no loop.
         state: of all seeds.
         constants: the feed's arrays on the devices.
-        rows: for each step, what the feed selects; leading dimension `length`.
-        count: int32 []: steps to run, at most `length`.
+        rows: for each step of a window, what the feed selects.
+        span: int32 [2]: which row of the window is that of the first step, and how many steps to
+            run, at most `length`.
 
     Returns:
         The state, and a summary for the record: the leaves of its `metrics` stacked, and its
@@ -291,12 +292,12 @@ def train_chunk(
     parts = seeds.split(dataclasses.replace(state, metrics=metrics))
 
     def body(i, parts):
-        batch = select(constants, jax.tree.map(lambda r: r[i], rows))
+        batch = select(constants, jax.tree.map(lambda r: r[span[0] + i], rows))
         due = (first + i + 1) % recipe.log_every == 0
         step = lambda state, batch: train_step(recipe, state, batch, due)
         return seeds.lift(step, "seed")(parts, batch)
 
-    parts = body(0, parts) if length == 1 else jax.lax.fori_loop(0, count, body, parts)
+    parts = body(0, parts) if length == 1 else jax.lax.fori_loop(0, span[1], body, parts)
     state = seeds.join(parts)
     sums = jnp.stack(jax.tree.leaves(state.metrics))  # one array: one transfer to the host
     return state, {"metrics": sums, "nonfinite_step": state.nonfinite_step}
