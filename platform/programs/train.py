@@ -1,9 +1,9 @@
 """The program `train`: trains a model, and survives being killed.
 
 The order within the loop is fixed: dispatch a chunk of steps; write the record of an earlier chunk
-once its numbers are ready, at the latest when the next record is due; then, where they are due, evaluate, save, and look whether to
-stop. What is saved at a step thus always comes after all that was recorded up to that step, and a
-run that resumes there repeats neither.
+once its numbers are ready, at the latest when the next record is due; then, where they are due,
+evaluate, save, and look whether to stop. What is saved at a step thus always comes after all that
+was recorded up to that step, and a run that resumes there repeats neither.
 """
 
 import contextlib
