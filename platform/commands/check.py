@@ -68,16 +68,16 @@ def _lines(configs: Any, resolved: Any, original: Any, config: Any) -> str:
 
 def _figures(parts: Any, real_data: bool, compile_step: bool) -> list[tuple[str, str]]:
     from lamina.platform.training import compiled, flops, layout
+    from lamina.sharding import mesh as meshes
 
     c, train = parts.config, parts.dataset.splits["train"]
     jitted, arguments = compiled.single_step(parts)
     traced = jitted.trace(*arguments)
     step_flops = flops.count_jaxpr(traced.jaxpr)
-    mesh = ", ".join(f"{name}={size}" for name, size in parts.mesh.shape.items())
-    devices = parts.mesh.devices.flat
+    kind = parts.mesh.devices.flat[0].device_kind
     params = (parts.state.params, parts.state.frozen)
     rows: list[tuple[str, str]] = [
-        ("devices", f"{parts.mesh.size} x {devices[0].device_kind} ({mesh})"),
+        ("devices", f"{parts.mesh.size} x {kind} ({meshes.describe(parts.mesh)})"),
         ("seeds", f"{tuple(c.seeds)} ({parts.seeds.lowering})"),
         ("training examples", f"{len(train):,}" if real_data else "unknown: the data aren't here"),
         ("steps", f"{parts.steps:,}"),

@@ -252,7 +252,7 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     if c.data.batch_size % ways:
         raise UserError(
             f"data.batch_size = {c.data.batch_size} doesn't divide by {ways}: the mesh "
-            f"({', '.join(f'{k}={v}' for k, v in mesh.shape.items())}) splits a batch in "
+            f"({meshes.describe(mesh)}) splits a batch in "
             f"{meshes.batch_parallelism(mesh)}, accumulation in {c.accumulation}"
         )
     spec = dataset.spec
