@@ -7,6 +7,7 @@ Ainslie et al. 2023, arXiv 2305.13245), K units of a head.
 import jax
 import jax.numpy as jnp
 
+from lamina.models import placement
 from lamina.models.layers import chunk_size
 
 IMPLEMENTATIONS = ("auto", "dense", "blocked", "fused")
@@ -39,8 +40,8 @@ def attend(
         implementation: "dense" (all logits at once), "blocked" (plain operations in chunks that
             stay in a CPU's cache, skipping blocks that the causal mask hides; the backward pass
             computes a chunk again instead of keeping its logits), "fused"
-            (``jax.nn.dot_product_attention``), or "auto": "blocked" if the default backend is
-            the CPU at trace time, else "fused". Default: "auto".
+            (``jax.nn.dot_product_attention``), or "auto": "blocked" where the program is for
+            a CPU, else "fused". Default: "auto".
 
     Returns:
         ``[B, T, H, K]`` in the dtype of the queries.
@@ -56,7 +57,7 @@ def attend(
             f"unknown implementation {implementation!r}; it may be one of {IMPLEMENTATIONS}"
         )
     if implementation == "auto":
-        implementation = "blocked" if jax.default_backend() == "cpu" else "fused"
+        implementation = "blocked" if placement.platform() == "cpu" else "fused"
     if implementation == "fused":
         mask = None if segments_BT is None else _same_segment(segments_BT, segments_BT)[:, None]
         return jax.nn.dot_product_attention(

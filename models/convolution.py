@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes
+from lamina.models import axes, placement
 from lamina.models.layers import add_bias, chunk_size, kernel_init
 
 LOWERINGS = ("auto", "patches", "conv")
@@ -27,8 +27,8 @@ def convolve(
         x_BHWC: images.
         kernel_hwCD: the kernel, of the dtype of the images.
         stride: step in both directions. Default: 1.
-        lowering: "patches", "conv", or "auto": "patches" if the default backend is the CPU at
-            trace time, else "conv". Both can be differentiated in any mode. Default: "auto".
+        lowering: "patches", "conv", or "auto": "patches" where the program is for a CPU, else
+            "conv". Both can be differentiated in any mode. Default: "auto".
 
     Returns:
         ``[B, H', W', D]``.
@@ -39,7 +39,7 @@ def convolve(
     if lowering not in LOWERINGS:
         raise ValueError(f"unknown lowering {lowering!r}; it may be one of {LOWERINGS}")
     if lowering == "auto":
-        lowering = "patches" if jax.default_backend() == "cpu" else "conv"
+        lowering = "patches" if placement.platform() == "cpu" else "conv"
     if lowering == "conv":
         return jax.lax.conv_general_dilated(
             x_BHWC,

@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes
+from lamina.models import axes, placement
 
 #: Bytes that one pass of a chunked CPU kernel may work on, so that it stays in a core's cache.
 #: Measured on cores with 1 MB of second-level cache: half as much is as fast, twice as much takes
@@ -107,7 +107,7 @@ def chunk_size(batch: int, bytes_per_example: int) -> int:
     It is ``batch`` (no chunks) on several devices, where cutting the batch would move data between
     them, and where no divisor but a very small one fits ``CHUNK_BYTES``.
     """
-    if jax.device_count() > 1:
+    if not placement.single_device():
         return batch
     wanted = max(1, CHUNK_BYTES // max(1, bytes_per_example))
     if wanted >= batch:

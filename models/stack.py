@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes
+from lamina.models import axes, placement
 
 REMAT = ("none", "full", "dots")
 
@@ -77,6 +77,8 @@ class Stack(nnx.Module):
         def run(graph: Any, state: Any, x: Any, key: Any, part: Any, shared: Any) -> Any:
             block = nnx.merge(graph, state)
             streams = None if key is None else nnx.Rngs(key)
+            if x.ndim == 3:
+                x = placement.constrain(x, placement.BATCH, placement.LENGTH, None)
             if per_layer is None:
                 return block(x, streams, *shared), None
             return block(x, streams, *shared, part)

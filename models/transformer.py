@@ -11,7 +11,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes
+from lamina.models import axes, placement
 from lamina.models.attention import attend, attend_cached
 from lamina.models.layers import Dense, normal
 from lamina.models.ngrams import ABSENT, NgramEmbedding
@@ -202,9 +202,11 @@ class Transformer(nnx.Module):
         per_layer = None if cache is None else (cache.keys, cache.values)
         result = self.layers(x_BTD, angles, segments, start, rngs=rngs, per_layer=per_layer)
         x_BTD = result if cache is None else result[0]
+        x_BTD = placement.constrain(x_BTD, placement.BATCH, placement.LENGTH, None)
         features = self.norm(x_BTD)
         table = (self.embedding if self.tied else self.unembedding)[...].astype(self.dtype)
         logits = jnp.einsum("BTD,VD->BTV", features, table, preferred_element_type=jnp.float32)
+        logits = placement.constrain(logits, placement.BATCH, placement.LENGTH, axes.VOCAB)
         output = Output(logits, features)
         if cache is None:
             return output

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes
+from lamina.models import axes, placement
 from lamina.models.attention import attend
 from lamina.models.layers import Dense, head, normal
 from lamina.models.norms import LayerNorm
@@ -96,7 +96,8 @@ class ViT(nnx.Module):
             )
             x_BTD = jnp.concatenate([token, x_BTD], axis=1)
         x_BTD = self.dropout(x_BTD + self.position[...].astype(self.dtype)[None], rngs=rngs)
-        x_BTD = self.norm(self.layers(x_BTD, rngs=rngs))
+        x_BTD = self.layers(x_BTD, rngs=rngs)
+        x_BTD = self.norm(placement.constrain(x_BTD, placement.BATCH, placement.LENGTH, None))
         if self.pool == "token":
             features = x_BTD[:, 0]
         else:

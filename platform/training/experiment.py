@@ -11,6 +11,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from lamina.models import axes as logical
+from lamina.models import placement
 from lamina.models.functional import FunctionalModel, functional
 from lamina.models.spec import DataSpec
 from lamina.models.table import MODELS
@@ -25,6 +26,7 @@ from lamina.platform.training import layout, parameters, seeds, settings, step
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.tasks import TASKS, Task
 from lamina.sharding import mesh as meshes
+from lamina.sharding import rules as partition_rules
 
 
 class Optimizer(NamedTuple):
@@ -276,6 +278,7 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
         ema_decay=c.ema.decay,
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
+        placement=_placement(mesh, layout.preset(c.sharding.rules, c.sharding.axes)),
     )
     plan = seeds.plan(
         len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], c.data.order == "per_seed"
@@ -299,6 +302,16 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
         )
     state = layout.abstract(one, shardings)
     return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
+
+
+def _placement(mesh: Mesh, rules: partition_rules.Rules) -> placement.Placement:
+    """Returns how the activations lie: split like the batch, and what the rules split of them."""
+    named: dict[str, tuple[str, ...]] = {placement.BATCH: meshes.BATCH_AXES}
+    for axis in (logical.HEADS, logical.KV_HEADS, logical.MLP, logical.VOCAB):
+        names = rules.get(axis, ())
+        names = (names,) if isinstance(names, str) else tuple(names)
+        named[axis] = tuple(name for name in names if name not in meshes.BATCH_AXES)
+    return placement.Placement(mesh.devices.flat[0].platform, mesh, named)
 
 
 def build_model(

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lamina.models import placement
 from lamina.models.functional import FunctionalModel
 from lamina.platform.optimizers import loss_scale
 from lamina.platform.training.parameters import Parameters, replace
@@ -40,6 +41,7 @@ class Recipe(NamedTuple):
         ema_decay: of the moving average; 0 keeps none.
         scale_loss: whether the loss is scaled (float16).
         log_every: steps between two records.
+        placement: how the activations lie on the mesh.
     """
 
     model: FunctionalModel
@@ -53,6 +55,7 @@ class Recipe(NamedTuple):
     ema_decay: float
     scale_loss: bool
     log_every: int
+    placement: placement.Placement
 
 
 def init(
@@ -172,9 +175,10 @@ def _objective(recipe, trained, state, model_state, batch, key, scale, mean=True
     """Returns (loss times `scale`, (model state, metrics, loss, weight)), of a mean or sum."""
     params = recipe.parameters.combine(trained, state.frozen)
     arguments, options = recipe.task.inputs(batch)
-    output, model_state = recipe.model.apply(
-        params, model_state, *arguments, train=True, key=key, **options
-    )
+    with placement.use(recipe.placement):
+        output, model_state = recipe.model.apply(
+            params, model_state, *arguments, train=True, key=key, **options
+        )
     losses, weights = recipe.task.loss(output, batch)
     total, weight = jnp.sum(losses * weights), jnp.sum(weights)
     loss = total / _nonzero(weight) if mean else total
@@ -348,7 +352,8 @@ def evaluate_chunk(
 def evaluate_batch(recipe: Recipe, params: Any, model_state: Any, batch: Batch) -> Metrics:
     """Returns the sums of the metrics over one batch, with the model in evaluation mode."""
     arguments, options = recipe.task.inputs(batch)
-    output, _ = recipe.model.apply(params, model_state, *arguments, train=False, **options)
+    with placement.use(recipe.placement):
+        output, _ = recipe.model.apply(params, model_state, *arguments, train=False, **options)
     return recipe.task.metrics(output, batch)
 
 

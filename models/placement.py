@@ -1,0 +1,97 @@
+"""Where a model runs: the platform it is compiled for, and how its activations lie on a mesh.
+
+A module knows nothing of meshes. It names the dimensions of its main activations, and what is
+around the call says where these names lie. Without that the partitioner is free to split
+activations as it has found the parameters split, and computes every example on every device.
+"""
+
+import contextlib
+import contextvars
+import math
+from collections.abc import Iterator, Mapping
+from typing import NamedTuple
+
+import jax
+from jax.sharding import Mesh, NamedSharding
+from jax.sharding import PartitionSpec as P
+
+BATCH = "batch"
+LENGTH = "length"
+
+
+class Placement(NamedTuple):
+    """Where a model runs.
+
+    Attributes:
+        platform: for which it is compiled: "cpu", "gpu" or "tpu".
+        mesh: its devices.
+        axes: name of an activation's dimension to the mesh axes that split it.
+    """
+
+    platform: str
+    mesh: Mesh
+    axes: Mapping[str, tuple[str, ...]]
+
+
+_IN_FORCE: contextvars.ContextVar[Placement | None] = contextvars.ContextVar("placement")
+
+
+def in_force() -> Placement | None:
+    """Returns the placement of the call that is being traced; None outside of `use`."""
+    return _IN_FORCE.get(None)
+
+
+@contextlib.contextmanager
+def use(placement: Placement) -> Iterator[None]:
+    """Puts a placement in force while a model is traced."""
+    token = _IN_FORCE.set(placement)
+    try:
+        yield
+    finally:
+        _IN_FORCE.reset(token)
+
+
+def platform() -> str:
+    """Returns the platform that the code being traced is compiled for."""
+    placement = in_force()
+    return jax.default_backend() if placement is None else placement.platform
+
+
+def single_device() -> bool:
+    """Whether what is being traced runs on one device."""
+    placement = in_force()
+    return jax.device_count() == 1 if placement is None else placement.mesh.size == 1
+
+
+def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
+    """Returns how the placement in force splits an activation.
+
+    A dimension that doesn't divide (a last, small batch) isn't split.
+
+    Args:
+        shape: of the activation.
+        *names: of its dimensions; None is never split.
+    """
+    placement = in_force()
+    if placement is None:
+        return P()
+    parts = []
+    for size, name in zip(shape, names, strict=True):
+        axes = tuple(a for a in placement.axes.get(name or "", ()) if placement.mesh.shape[a] > 1)
+        fits = size % math.prod(placement.mesh.shape[a] for a in axes) == 0
+        parts.append(axes if axes and fits else None)
+    return P(*parts)
+
+
+def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+    """Returns `x`, split as the placement in force says.
+
+    Args:
+        x: an activation.
+        *names: of its dimensions, such as `BATCH`; None is never split.
+    """
+    placement = in_force()
+    if placement is None or placement.mesh.size == 1:
+        return x
+    sharding = NamedSharding(placement.mesh, partition_spec(x.shape, *names))
+    return jax.lax.with_sharding_constraint(x, sharding)
