@@ -6,7 +6,8 @@ Both train in one process, in turns; a figure is the median over rounds of the r
 round, so what else the machine does falls out. The loop by hand is what a careful user of Flax NNX
 and optax writes: pure functions of `nnx.split` states, donated and jitted once, the data on the
 device, a dispatch a step, and the loss read every ten steps. `--peer_python` names an interpreter
-with PyTorch, whose training steps on the same models `peers.py` then times in its own process.
+with PyTorch, whose training steps `peers.py` then times in its own process, for `run` to train the
+same models: there each side's fastest time counts, since the two can't take turns.
 """
 
 import argparse
@@ -37,6 +38,13 @@ CASES = {
     "5ms_10_a_call": ((1024, 1024), 128, 400, 10),
     "tiny": ((32,), 32, 4000, 1),
     "tiny_50_a_call": ((32,), 32, 4000, 50),
+}
+
+PEER_DATA = {
+    # model of peers.py: the data whose batches are as large, steps
+    "mlp": ({"name": "digits"}, 4000),
+    "convnet": ({"name": "fashion_mnist"}, 200),
+    "transformer": ({"name": "python_stdlib", "context": 256}, 30),
 }
 
 
@@ -123,6 +131,35 @@ def measure(name: str, rounds: int) -> dict[str, float]:
     }
 
 
+def beside_peer(python: str) -> list[dict[str, float | str]]:
+    """Returns PyTorch's milliseconds a step beside those of `run`, on the same models.
+
+    Args:
+        python: an interpreter with PyTorch, which runs `peers.py` in a process of its own.
+    """
+    script = str(Path(__file__).with_name("peers.py"))
+    found = subprocess.run([python, script], check=True, stdout=subprocess.PIPE, text=True)
+    lines = []
+    for name, modes in json.loads(found.stdout)["models"].items():
+        data, steps = PEER_DATA[name]
+        c = config((1,), modes["eager"]["batch_size"], steps, 10)
+        c.data.update(data)
+        c.model = ConfigDict({k: _plain(v) for k, v in modes.pop("lamina_config").items()})
+        if data["name"] == "python_stdlib":
+            c.task = ConfigDict({"name": "language_modeling"})
+        ours = min(1e3 / by_run(c)[0] for _ in range(3))
+        line: dict[str, float | str] = {"model": name, "run_ms": ours}
+        for mode, times in modes.items():
+            line[f"torch_{mode}_ms"] = times["fastest_ms"]
+            line[f"run / torch {mode}, steps per second"] = times["fastest_ms"] / ours
+        lines.append(line)
+    return lines
+
+
+def _plain(value):
+    return tuple(value) if isinstance(value, list) else value
+
+
 def main() -> None:
     """Measures all cases and prints a line of JSON for each."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
@@ -134,8 +171,8 @@ def main() -> None:
     for name in given.cases.split(","):
         print(json.dumps(measure(name, given.rounds)), flush=True)
     if given.peer_python:
-        script = str(Path(__file__).with_name("peers.py"))
-        subprocess.run([given.peer_python, script], check=True)
+        for line in beside_peer(given.peer_python):
+            print(json.dumps(line), flush=True)
 
 
 if __name__ == "__main__":
