@@ -94,10 +94,26 @@ def init(
         metrics={},
         nonfinite_step=jnp.full((), -1, jnp.int32),
     )
-    _, abstract = jax.eval_shape(lambda s, b: _update(recipe, s, b), state, batch)
-    norms = jax.eval_shape(_norms, trained, trained)
-    metrics = zero_metrics({**abstract, **{name: (n, n) for name, n in norms.items()}})
-    return dataclasses.replace(state, metrics=metrics)
+    return dataclasses.replace(state, metrics=_empty_metrics(recipe, state, batch))
+
+
+def _empty_metrics(recipe: Recipe, state: TrainState, batch: Any) -> Metrics:
+    """Returns the sums before the first step: what the task measures, and what `_update` adds."""
+
+    def measured(state: TrainState, batch: Batch) -> Metrics:
+        # The forward pass alone: deriving the gradient of a deep model takes seconds.
+        augmentation_key, model_key = step_keys(state.seed, state.step)
+        batch = recipe.augment(augmentation_key, batch)
+        _, (_, metrics, _, _) = _objective(
+            recipe, state.params, state, state.model_state, batch, model_key, 1.0
+        )
+        return metrics
+
+    scalar = jax.ShapeDtypeStruct((), jnp.float32)
+    names = ["learning_rate", *jax.eval_shape(_norms, state.params, state.params)]
+    names += ["loss_scale"] if recipe.scale_loss else []
+    own = {name: (scalar, scalar) for name in names}
+    return zero_metrics({**jax.eval_shape(measured, state, batch), **own})
 
 
 def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) -> TrainState:
