@@ -9,7 +9,7 @@ from flax import nnx
 from lamina.models.convolution import Conv, max_pool
 from lamina.models.layers import head
 from lamina.models.norms import image_norm
-from lamina.models.spec import DataSpec, Output, require_image
+from lamina.models.spec import DataSpec, Output, require_image, require_sizes
 
 
 class ConvNet(nnx.Module):
@@ -83,7 +83,6 @@ def convnet(
         >>> convnet(nnx.Rngs(0), spec, jnp.float32, width=4)(jnp.ones((2, 8, 8, 1))).logits.shape
         (2, 10)
     """
-    if stages < 1 or width < 1:
-        raise ValueError(f"stages and width must be at least 1, not {stages} and {width}")
+    require_sizes(dropout, stages=stages, width=width)
     channels = tuple(width * 2**stage for stage in range(stages))
     return ConvNet(rngs, spec, dtype, channels, norm, dropout, lowering)

@@ -10,7 +10,7 @@ from flax import nnx
 from lamina.models import axes
 from lamina.models.layers import Dense, head
 from lamina.models.norms import LayerNorm
-from lamina.models.spec import DataSpec, Output
+from lamina.models.spec import DataSpec, Output, require_sizes
 
 ACTIVATIONS = {"relu": jax.nn.relu, "gelu": jax.nn.gelu, "silu": jax.nn.silu, "tanh": jnp.tanh}
 
@@ -85,4 +85,5 @@ def mlp(
         raise ValueError(f"unknown activation {activation!r}; it may be one of {[*ACTIVATIONS]}")
     if spec.input_dtype == "int32":
         raise ValueError("mlp takes vectors or images, not tokens (int32); use transformer")
+    require_sizes(dropout, widths=tuple(widths))
     return MLP(rngs, spec, dtype, tuple(widths), activation, norm, dropout)

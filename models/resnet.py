@@ -7,7 +7,7 @@ from flax import nnx
 from lamina.models.convolution import Conv
 from lamina.models.layers import head
 from lamina.models.norms import image_norm
-from lamina.models.spec import DataSpec, Output, require_image
+from lamina.models.spec import DataSpec, Output, require_image, require_sizes
 
 #: Blocks of each stage, and whether they are bottlenecks (He et al. 2016, table 1 and section 4.2).
 PRESETS: dict[str, tuple[tuple[int, ...], bool, int]] = {
@@ -157,6 +157,7 @@ def resnet(
     if stem == "auto":
         stem = "cifar" if min(height, width_of_image) < 96 else "imagenet"
     preset_blocks, bottleneck, preset_width = PRESETS[preset]
+    require_sizes(dropout, blocks=tuple(blocks), width=width or preset_width)
     return ResNet(
         rngs,
         spec,

@@ -48,3 +48,16 @@ def require_image(spec: DataSpec, model: str) -> tuple[int, int, int]:
         )
     height, width, channels = spec.input_shape
     return height, width, channels
+
+
+def require_sizes(dropout: float, **sizes: int | tuple[int, ...]) -> None:
+    """Refuses a model's sizes below 1, and a dropout that isn't a rate.
+
+    Raises:
+        ValueError: it names the option.
+    """
+    for name, size in sizes.items():
+        if any(each < 1 for each in (size if isinstance(size, tuple) else (size,))):
+            raise ValueError(f"{name}={size} must be at least 1")
+    if not 0 <= dropout < 1:
+        raise ValueError(f"dropout={dropout} is a rate: it must lie in [0, 1)")

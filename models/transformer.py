@@ -16,7 +16,7 @@ from lamina.models.attention import attend, attend_cached
 from lamina.models.layers import Dense, normal
 from lamina.models.ngrams import ABSENT, NgramEmbedding
 from lamina.models.norms import RMSNorm
-from lamina.models.spec import DataSpec, Output
+from lamina.models.spec import DataSpec, Output, require_sizes
 from lamina.models.stack import Stack
 
 
@@ -332,6 +332,7 @@ def transformer(
         kv_heads=kv_heads or heads or base.kv_heads,
         mlp=mlp or (-(-8 * embed // 192) * 64 if embed else base.mlp),
     )
+    require_sizes(dropout, **sizes._asdict())
     if sizes.embed % sizes.heads or sizes.embed // sizes.heads % 2:
         raise ValueError(
             f"embed={sizes.embed} must be an even multiple of heads={sizes.heads}: "

@@ -8,7 +8,7 @@ from lamina.models import axes, placement
 from lamina.models.attention import attend
 from lamina.models.layers import Dense, head, normal
 from lamina.models.norms import LayerNorm
-from lamina.models.spec import DataSpec, Output, require_image
+from lamina.models.spec import DataSpec, Output, require_image, require_sizes
 from lamina.models.stack import Stack
 
 #: depth, embed, heads (Dosovitskiy et al. 2021, table 1; ti and s: Touvron et al. 2021, table 1).
@@ -157,6 +157,7 @@ def vit(
     if pool not in ("token", "gap"):
         raise ValueError(f"unknown pool {pool!r}; it may be 'token' or 'gap'")
     height, width, _ = require_image(spec, "vit")
+    require_sizes(dropout, patch=patch)
     if height % patch or width % patch:
         fitting = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
         raise ValueError(
@@ -166,6 +167,7 @@ def vit(
         given or default
         for given, default in zip((depth, embed, heads), PRESETS[preset], strict=True)
     )
+    require_sizes(dropout, depth=depth, embed=embed, heads=heads, mlp=mlp or 4 * embed)
     if embed % heads:
         raise ValueError(f"heads={heads} must divide embed={embed}")
     sizes = (depth, embed, heads, mlp or 4 * embed)

@@ -193,6 +193,12 @@ def test_parameter_counts_are_the_published_ones(name, spec, options, count):
         ("convnet", DataSpec((64,), "float32", 2), {}, "height, width, channels"),
         ("mlp", IMAGE, {"activation": "sine"}, "gelu"),
         ("mlp", TOKENS, {}, "tokens"),
+        ("mlp", IMAGE, {"widths": (8, 0)}, "widths=.* at least 1"),
+        ("mlp", IMAGE, {"dropout": 2.0}, "dropout=2.0 is a rate"),
+        ("vit", IMAGE, {"patch": 4, "heads": -1}, "heads=-1 must be at least 1"),
+        ("vit", IMAGE, {"patch": 0}, "patch=0 must be at least 1"),
+        ("resnet", IMAGE, {"blocks": (2, 0)}, "blocks=.* at least 1"),
+        ("transformer", TOKENS, {"embed": -64}, "embed=-64 must be at least 1"),
     ],
 )
 def test_errors_say_what_would_be_right(name, spec, options, message):
