@@ -7,65 +7,8 @@ keys by keyword. The update functions take `(grads, state, params, *, value, gra
 import functools
 from typing import Any, Literal
 
-import jax.numpy as jnp
 import optax
 from optax import contrib
-
-
-def ademamix(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    b3: float = 0.9999,
-    alpha: float = 5.0,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    warmup_steps: int = 0,
-) -> optax.GradientTransformationExtraArgs:
-    """AdEMAMix: AdamW with a second, slow average of the gradients.
-
-    With `T = warmup_steps > 0` the slow average is brought in gradually, at step t = 1, 2, ...:
-    `alpha_t = min(t alpha / T, alpha)` and
-    `b3_t = min(exp(ln b1 ln b3 / ((1 - t/T) ln b3 + (t/T) ln b1)), b3)`.
-    optax passes schedules a count from 0; here they get t from 1, as in the paper.
-
-    Args:
-        learning_rate: the step size.
-        b1: decay of the fast average of the gradients (default: the paper's, as all below).
-        b2: decay of the average of the squared gradients.
-        b3: final decay of the slow average of the gradients.
-        alpha: final weight of the slow average; optax's default, the paper uses 4 to 10.
-        eps: added to the denominator.
-        weight_decay: decoupled weight decay, times the learning rate.
-        warmup_steps: T; 0 uses `alpha` and `b3` from the start. The paper uses the run's steps.
-
-    References:
-        Pagliardini et al., The AdEMAMix Optimizer, https://arxiv.org/abs/2409.03137
-    """
-
-    def progress(count):
-        return jnp.minimum((count + 1) / warmup_steps, 1.0)
-
-    def alpha_t(count):
-        return alpha * progress(count)
-
-    def b3_t(count):
-        share, log_b1, log_b3 = progress(count), jnp.log(b1), jnp.log(b3)
-        slow = jnp.exp(log_b1 * log_b3 / ((1 - share) * log_b3 + share * log_b1))
-        return jnp.minimum(slow, b3)
-
-    warm = warmup_steps > 0
-    optimizer = contrib.ademamix(
-        learning_rate,
-        b1=b1,
-        b2=b2,
-        b3=b3_t if warm else b3,
-        alpha=alpha_t if warm else alpha,
-        eps=eps,
-        weight_decay=weight_decay,
-    )
-    return optax.with_extra_args_support(optimizer)
 
 
 def lbfgs(

@@ -1,6 +1,6 @@
 """Dynamic loss scaling, which keeps float16 gradients from vanishing.
 
-One step: `grads = grad(lambda p: scale(state, loss(p)))`, `grads = unscale(state, grads)`,
+One step: the gradients of `state.scale * loss` divided by `state.scale`,
 `finite = all_finite(grads)`, then `keep(finite, after, before)` for the parameters and the
 optimizer's state, and `state = update(state, finite)`.
 """
@@ -33,16 +33,6 @@ def init(initial: float = 2.0**15) -> LossScale:
         Micikevicius et al., Mixed Precision Training, https://arxiv.org/abs/1710.03740
     """
     return LossScale(jnp.float32(initial), jnp.int32(0))
-
-
-def scale(state: LossScale, loss: jax.Array) -> jax.Array:
-    """Returns the loss times the scale, as float32 (float16 would overflow at 65504)."""
-    return loss.astype(jnp.float32) * state.scale
-
-
-def unscale(state: LossScale, grads: Any) -> Any:
-    """Returns the gradients divided by the scale, as float32."""
-    return jax.tree.map(lambda g: g.astype(jnp.float32) / state.scale, grads)
 
 
 def all_finite(tree: Any) -> jax.Array:

@@ -9,21 +9,23 @@ step (0, 1, ...; an integer or an integer array) to a float32 factor. The conven
   be reached at step a + n, the first one after the run, so that no step is spent at factor 0.
 - From step `steps` on, the last value is kept.
 
-Steps are exact up to 2^24 (float32).
+Steps are exact up to 2^24 (float32). Numbers among the keys may be traced scalars, so that a sweep
+can vectorise over them; `steps` is a plain integer.
 """
 
 import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from lamina.platform.errors import UserError
 
 Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
+
+Number = Any  # int or float, or a traced scalar
 
 
 def constant(steps: int, *, warmup_steps: int = 0) -> Schedule:
@@ -89,7 +91,7 @@ def one_cycle(
     """Half a cosine up to the peak, then half a cosine down to far below the start.
 
     It has no warm-up of its own kind: it starts at `start_factor` and reaches the peak at step
-    `int(rise_fraction * steps)`.
+    `round(rise_fraction * steps)`.
 
     Args:
         steps: of the run.
@@ -102,8 +104,11 @@ def one_cycle(
         Smith and Topin, Super-Convergence, https://arxiv.org/abs/1708.07120
     """
     _check(steps >= 1, f"steps = {steps} should be 1 or more")
-    _check(0 <= rise_fraction < 1, f"rise_fraction = {rise_fraction} should be in [0, 1)")
-    rise = int(rise_fraction * steps)
+    _check(
+        (rise_fraction >= 0) & (rise_fraction < 1),
+        f"rise_fraction = {rise_fraction} should be in [0, 1)",
+    )
+    rise = _share(rise_fraction, steps)
 
     def schedule(step):
         up = (1 - jnp.cos(math.pi * _progress(step, 0, rise))) / 2
@@ -139,9 +144,12 @@ def wsd(
         2. Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations,
            https://arxiv.org/abs/2405.18392
     """
-    _check(0 <= decay_fraction <= 1, f"decay_fraction = {decay_fraction} should be in [0, 1]")
+    _check(
+        (decay_fraction >= 0) & (decay_fraction <= 1),
+        f"decay_fraction = {decay_fraction} should be in [0, 1]",
+    )
     _check(shape in ("linear", "sqrt"), f"shape = {shape!r} should be 'linear' or 'sqrt'")
-    decay = round(decay_fraction * steps)
+    decay = _share(decay_fraction, steps)
     stable = _steps_after_warmup(steps, warmup_steps) - decay
     _check(
         stable >= 0, f"warmup_steps = {warmup_steps} and a decay of {decay} exceed {steps} steps"
@@ -185,13 +193,13 @@ def exponential(steps: int, *, rate: float, every: int = 1, warmup_steps: int = 
         warmup_steps: W.
     """
     del steps
-    _check(0 < rate <= 1, f"rate = {rate} should be in (0, 1]")
+    _check((rate > 0) & (rate <= 1), f"rate = {rate} should be in (0, 1]")
     _check(every >= 1, f"every = {every} should be 1 or more")
     _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
 
     def schedule(step):
         passed = jnp.maximum(_float(step) - warmup_steps, 0)
-        return _warmup(step, warmup_steps) * jnp.exp(math.log(rate) / every * passed)
+        return _warmup(step, warmup_steps) * jnp.power(rate, passed / every)
 
     return schedule
 
@@ -281,36 +289,36 @@ def shared_steps(short: Schedule, long: Schedule, steps: int) -> int:
     return int(np.argmax(differ)) if differ.any() else steps
 
 
-def scaled(peak: jax.typing.ArrayLike, schedule: Schedule) -> optax.Schedule:
-    """Returns the learning rate as a function of the step: `peak * schedule(step)`.
-
-    Args:
-        peak: the peak learning rate, a number or a (traced) scalar.
-        schedule: the factor.
-    """
-    return lambda step: peak * schedule(step)
-
-
 def _float(step: jax.typing.ArrayLike) -> jax.Array:
     return jnp.asarray(step).astype(jnp.float32)
 
 
-def _warmup(step: jax.typing.ArrayLike, warmup_steps: int) -> jax.Array:
-    return jnp.minimum((_float(step) + 1) / max(warmup_steps, 1), 1.0)
+def _warmup(step: jax.typing.ArrayLike, warmup_steps: Number) -> jax.Array:
+    return jnp.minimum((_float(step) + 1) / jnp.maximum(warmup_steps, 1), 1.0)
 
 
-def _progress(step: jax.typing.ArrayLike, start: int, length: int) -> jax.Array:
+def _progress(step: jax.typing.ArrayLike, start: Number, length: Number) -> jax.Array:
     """Returns (step - start) / length within [0, 1]; the difference is taken in integers."""
     passed = jnp.clip(jnp.asarray(step) - start, 0, length)
-    return passed.astype(jnp.float32) / max(length, 1)
+    return passed.astype(jnp.float32) / jnp.maximum(length, 1)
 
 
-def _steps_after_warmup(steps: int, warmup_steps: int) -> int:
+def _share(fraction: Number, steps: int) -> Number:
+    """Returns a share of the steps, rounded."""
+    if isinstance(fraction, jax.Array):
+        return jnp.round(fraction * steps).astype(jnp.int32)
+    return round(fraction * steps)
+
+
+def _steps_after_warmup(steps: int, warmup_steps: Number) -> Number:
     """Returns the steps that are left for the decay; a run may also end within its warm-up."""
     _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should not be negative")
+    if isinstance(warmup_steps, jax.Array):
+        return jnp.maximum(steps - warmup_steps, 0)
     return max(steps - warmup_steps, 0)
 
 
-def _check(condition: bool, message: str) -> None:
-    if not condition:
+def _check(condition: bool | jax.Array, message: str) -> None:
+    """Refuses a mistake; what depends on a traced number can't be looked at."""
+    if not isinstance(condition, jax.Array) and not condition:
         raise UserError(f"schedule: {message}")

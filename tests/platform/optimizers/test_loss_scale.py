@@ -36,24 +36,6 @@ def test_the_state_keeps_its_types():
     assert not state.scale.weak_type
 
 
-def test_scaling_saves_gradients_that_float16_would_lose():
-    weight = jnp.float16(1e-4)
-    loss = lambda w, s: loss_scale.scale(s, (w * jnp.float16(1e-4)) * jnp.float16(1e-4))
-    unscaled = loss_scale.LossScale(jnp.float32(1.0), jnp.int32(0))
-    state = loss_scale.init()
-    assert jax.grad(loss)(weight, unscaled) == 0.0
-    grad = loss_scale.unscale(state, jax.grad(loss)(weight, state))
-    assert grad.dtype == jnp.float32
-    assert grad == pytest.approx(1e-8, rel=0.01)
-
-
-def test_unscaling_undoes_scaling_exactly():
-    state = loss_scale.init()
-    values = jnp.asarray(np.random.default_rng(0).normal(size=50), jnp.float32)
-    scaled = loss_scale.scale(state, values)
-    np.testing.assert_array_equal(loss_scale.unscale(state, scaled), values)
-
-
 @pytest.mark.parametrize("bad", [np.inf, -np.inf, np.nan])
 def test_a_step_with_an_overflow_is_skipped(bad):
     before = {"w": jnp.ones(3), "count": jnp.int32(4)}

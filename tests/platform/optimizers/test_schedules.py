@@ -11,7 +11,7 @@ import pytest
 
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import schedules
-from lamina.platform.optimizers.schedules import SCHEDULES, extendable, scaled, shared_steps
+from lamina.platform.optimizers.schedules import SCHEDULES, extendable, shared_steps
 
 STEPS, WARM = 200, 20
 
@@ -142,10 +142,17 @@ def test_wsd_is_shared_until_the_shorter_one_decays():
     assert shared_steps(short, long, 100) == 91, "step 90, the first of the decay, has factor 1"
 
 
-def test_scaled_gives_the_learning_rate():
-    rate = scaled(jnp.float32(0.5), SCHEDULES["linear"](10))
-    assert rate(0) == 0.5
-    assert rate(5) == pytest.approx(0.25)
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_numbers_among_the_keys_may_be_traced(name):
+    plain = {k: v for k, v in KEYS[name].items() if type(v) in (int, float)}
+    others = {k: v for k, v in KEYS[name].items() if k not in plain}
+
+    def factors(keys):
+        return SCHEDULES[name](STEPS, **keys, **others)(np.arange(STEPS))
+
+    stacked = {k: jnp.array([v, v / 2], jnp.asarray(v).dtype) for k, v in plain.items()}
+    got = jax.vmap(factors)(stacked)[0] if plain else factors({})
+    np.testing.assert_allclose(got, factors(plain), rtol=2e-6, atol=2e-7)
 
 
 @pytest.mark.parametrize(

@@ -192,6 +192,54 @@ def test_numbers_may_be_traced_so_that_sweeps_can_be_vectorised():
     np.testing.assert_allclose(both[1], final(0.1, 0.5), rtol=1e-5)
 
 
+def numeric(name):
+    """The float keys of an optimizer and their defaults, without those that 0 switches off."""
+    keys = options(name).items()
+    return {k: o.default for k, o in keys if o.type is float and o.default != 0}
+
+
+@pytest.mark.parametrize("name", ALL)
+def test_every_float_may_be_traced_and_gives_what_the_plain_number_gives(name):
+    def final(learning_rate, keys):
+        optimizer = create(name, learning_rate, **keys)
+        carry = (start(), optimizer.init(start()))
+        return jax.lax.scan(lambda c, _: (one_step(optimizer, c), None), carry, length=3)[0][0]
+
+    rates = jnp.array([peak(name), peak(name) / 2])
+    keys = {k: jnp.array([v, v * 0.99]) for k, v in numeric(name).items()}
+    vectorised = jax.jit(jax.vmap(final))(rates, keys)
+    for key, expected in after_three_steps(name).items():
+        np.testing.assert_allclose(vectorised[key][0], expected, rtol=2e-3, atol=1e-5)
+
+
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_no_factory_looks_at_a_traced_number(name):
+    def step(learning_rate, keys):
+        optimizer = create(name, learning_rate, **keys)
+        return one_step(optimizer, (start(), optimizer.init(start())))
+
+    jax.eval_shape(step, jnp.float32(0.1), {k: jnp.float32(v) for k, v in numeric(name).items()})
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("adamw", {"learning_rate": -1e-3}, r"learning_rate = -0.001 should lie in \[0, inf\)"),
+        ("adamw", {"learning_rate": float("nan")}, "learning_rate = nan"),
+        ("adamw", {"b1": 1.0}, r"b1 = 1.0 should lie in \[0, 1\)"),
+        ("adamw", {"b2": -0.1}, "b2 = -0.1"),
+        ("adamw", {"weight_decay": -1.0}, "weight_decay = -1.0"),
+        ("prodigy", {"betas": (0.9, 1.5)}, "betas"),
+        ("sgd", {"momentum": 2.0}, "momentum = 2.0"),
+        ("rmsprop", {"decay": float("inf")}, "decay = inf"),
+    ],
+)
+def test_a_number_that_makes_no_sense_is_refused_early(name, keys, message):
+    keys = {"learning_rate": 0.1} | keys
+    with pytest.raises(UserError, match=message):
+        create(name, **keys)
+
+
 def test_a_state_made_under_jit_can_be_donated_with_the_parameters():
     for name in ("dog", "dowg", "cocob", "madgrad", "schedule_free_sgd", "prodigy"):
         optimizer = create(name, 1.0)

@@ -8,7 +8,7 @@ import pytest
 from optax import contrib
 
 from lamina.platform.errors import UserError
-from lamina.platform.optimizers.schedules import constant, scaled
+from lamina.platform.optimizers.schedules import constant
 from lamina.platform.optimizers.table import create
 from lamina.platform.optimizers.weights import eval_params
 
@@ -46,7 +46,8 @@ def reference(direction, warmup):
 
 @pytest.mark.parametrize("warmup", [1, 8])
 def test_schedule_free_sgd_evaluates_the_weighted_average_of_its_iterates(warmup):
-    rate = scaled(0.1, constant(20, warmup_steps=warmup))
+    factor = constant(20, warmup_steps=warmup)
+    rate = lambda count: 0.1 * factor(count)
     params, state = final("schedule_free_sgd", rate, weight_decay=0.05)
     y, x = reference(lambda t, g: g, warmup)
     np.testing.assert_allclose(params, y, rtol=2e-5, atol=2e-6)
@@ -58,7 +59,8 @@ def test_schedule_free_adamw_evaluates_the_weighted_average_of_its_iterates():
         v = sum(0.999 ** (t - i) * 0.001 * GRADS[i] ** 2 for i in range(t + 1))
         return grad / (np.sqrt(v / (1 - 0.999 ** (t + 1))) + 1e-8)
 
-    rate = scaled(0.1, constant(20, warmup_steps=5))
+    factor = constant(20, warmup_steps=5)
+    rate = lambda count: 0.1 * factor(count)
     params, state = final("schedule_free_adamw", rate, weight_decay=0.05)
     _, x = reference(direction, 5)
     np.testing.assert_allclose(eval_params("x", state, params), x, rtol=1e-4, atol=1e-5)
