@@ -5,7 +5,7 @@ keys by keyword. The update functions take `(grads, state, params, *, value, gra
 """
 
 import functools
-from typing import Any, Literal
+from typing import Literal
 
 import optax
 from optax import contrib
@@ -127,71 +127,3 @@ def sophia(learning_rate, **options) -> optax.GradientTransformationExtraArgs:
         return inner.update(updates, state, params, obj_fn=value_fn)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
-
-
-def schedule_free_sgd(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    b1: float = 0.9,
-    weight_decay: float = 0.0,
-    weight_lr_power: float = 2.0,
-) -> optax.GradientTransformationExtraArgs:
-    """Schedule-free SGD: the average of the iterates takes the place of a decaying schedule.
-
-    Use it with the schedule "constant", with or without warm-up. Evaluate the weights that
-    `lamina.platform.optimizers.weights.eval_params` returns.
-
-    Args:
-        learning_rate: the step size.
-        b1: where gradients are taken, between the iterate (0) and the average (1), above 0
-            (default: the paper's).
-        weight_decay: times the learning rate, applied where the gradient is taken.
-        weight_lr_power: an iterate's weight in the average is its learning rate to this power.
-
-    References:
-        Defazio et al., The Road Less Scheduled, https://arxiv.org/abs/2405.15682
-    """
-    base = optax.chain(
-        optax.add_decayed_weights(weight_decay), optax.scale_by_learning_rate(learning_rate)
-    )
-    return _schedule_free(base, learning_rate, b1, weight_lr_power)
-
-
-def schedule_free_adamw(
-    learning_rate: optax.ScalarOrSchedule,
-    *,
-    b1: float = 0.9,
-    b2: float = 0.999,
-    eps: float = 1e-8,
-    weight_decay: float = 0.0,
-    weight_lr_power: float = 2.0,
-) -> optax.GradientTransformationExtraArgs:
-    """Schedule-free AdamW; see `schedule_free_sgd`.
-
-    Args:
-        learning_rate: the step size.
-        b1: as in `schedule_free_sgd`.
-        b2: decay of the average of the squared gradients (default: the paper's).
-        eps: added to the denominator.
-        weight_decay: times the learning rate, applied where the gradient is taken.
-        weight_lr_power: as in `schedule_free_sgd`.
-
-    References:
-        Defazio et al., The Road Less Scheduled, https://arxiv.org/abs/2405.15682
-    """
-    base = optax.chain(
-        optax.scale_by_rms(decay=b2, eps=eps, eps_in_sqrt=False, bias_correction=True),
-        optax.add_decayed_weights(weight_decay),
-        optax.scale_by_learning_rate(learning_rate),
-    )
-    return _schedule_free(base, learning_rate, b1, weight_lr_power)
-
-
-def _schedule_free(
-    base: optax.GradientTransformation, learning_rate: Any, b1: float, weight_lr_power: float
-) -> optax.GradientTransformationExtraArgs:
-    """Wraps `base`; optax counts from 1 in this wrapper but from 0 in `base`: align the two."""
-    aligned: Any = learning_rate
-    if callable(learning_rate):
-        aligned = lambda count: learning_rate(count - 1)
-    return contrib.schedule_free(base, aligned, b1=b1, weight_lr_power=weight_lr_power)

@@ -40,7 +40,7 @@ def scale_by_ademamix(
     def update(updates, state, params=None):
         del params
         count = state.step + 1
-        share = jnp.minimum(count / jnp.maximum(warmup_steps, 1), 1.0)
+        share = jnp.minimum(count / jnp.maximum(warmup_steps, 1.0), 1.0)
         share = jnp.where(jnp.asarray(warmup_steps) > 0, share, 1.0)
         # 1 - b3 is small: taken as such, it keeps its digits, which 1 - exp(...) would not.
         log_b1, log_b3 = jnp.log(jnp.maximum(b1, 1e-8)), jnp.log1p(-(1 - b3))

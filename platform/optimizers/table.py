@@ -9,7 +9,18 @@ from optax import contrib
 
 from lamina.platform.config import MISSING, Option, lookup
 from lamina.platform.errors import UserError
-from lamina.platform.optimizers import adapted, ademamix, binding
+from lamina.platform.optimizers import (
+    adapted,
+    ademamix,
+    binding,
+    core,
+    exadam,
+    mars,
+    muon,
+    rprop,
+    schedule_free,
+    soap,
+)
 
 OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "acprop": contrib.acprop,
@@ -26,9 +37,11 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "adopt": contrib.adopt,
     "amsgrad": optax.amsgrad,
     "cocob": contrib.cocob,
+    "core": core.core,
     "dadapt_adamw": contrib.dadapt_adamw,
     "dog": contrib.dog,
     "dowg": contrib.dowg,
+    "exadam": exadam.exadam,
     "fromage": optax.fromage,
     "galore": contrib.galore,
     "lamb": optax.lamb,
@@ -36,9 +49,10 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "lbfgs": adapted.lbfgs,
     "lion": optax.lion,
     "madgrad": contrib.madgrad,
+    "mars": mars.mars,
     "momo": contrib.momo,
     "momo_adam": contrib.momo_adam,
-    "muon": contrib.muon,
+    "muon": muon.muon,
     "nadam": optax.nadam,
     "nadamw": optax.nadamw,
     "noisy_sgd": adapted.noisy_sgd,
@@ -49,30 +63,37 @@ OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
     "prodigy": contrib.prodigy,
     "radam": optax.radam,
     "rmsprop": optax.rmsprop,
-    "schedule_free_adamw": adapted.schedule_free_adamw,
-    "schedule_free_sgd": adapted.schedule_free_sgd,
+    "rprop": rprop.rprop,
+    "schedule_free_adamw": schedule_free.schedule_free_adamw,
+    "schedule_free_sgd": schedule_free.schedule_free_sgd,
     "sgd": optax.sgd,
     "sign_sgd": optax.sign_sgd,
     "signum": optax.signum,
     "simplified_ademamix": contrib.simplified_ademamix,
     "sm3": adapted.sm3,
+    "soap": soap.soap,
     "sophia": adapted.sophia,
     "yogi": optax.yogi,
 }
-"""Name to factory. Not here: optax.rprop (optax 0.2.8 applies every update one step late), dpsgd
-(needs gradients per example), sam (needs a second gradient in the step)."""
+"""Name to factory. Not here: dpsgd (needs gradients per example), sam (needs a second gradient in
+the step)."""
 
 CONVENTIONS = {
     "amsgrad": "maximum of the bias-corrected second moment; the paper's form is "
     "bias_correction_nu=False, and PyTorch's is neither",
     "nadam": "without the momentum-decay schedule of PyTorch's NAdam",
     "nadamw": "without the momentum-decay schedule of PyTorch's NAdam",
-    "muon": "bias-corrected momentum, scaled by sqrt(max(1, fan_out/fan_in)); matrices only, "
-    "all other parameters (convolutions too) by Adam; the original has no bias correction",
+    "ademamix": "the paper: the schedules of alpha and b3 count from 1; optax counts from 0",
+    "core": "the paper, whose scores always decay after the history; the authors' only with frozen",
+    "mars": "the approximate form, clipped per parameter as in the authors' code; vectors too",
+    "muon": "the original, without bias correction; optax.contrib.muon has one",
     "prodigy": "prodigyopt with use_bias_correction=True",
     "radam": "equals PyTorch's up to the place of eps",
-    "schedule_free_adamw": "equals the authors' code, warm-up included (their r = 0)",
-    "schedule_free_sgd": "equals the authors' code, warm-up included (their r = 0)",
+    "exadam": "version 2 of the paper, and the author's code: no step size that grows with time",
+    "rprop": "PyTorch's; optax.rprop applies every update one step late",
+    "schedule_free_adamw": "equals the authors' code, warm-up and r included",
+    "schedule_free_sgd": "equals the authors' code, warm-up and r included",
+    "soap": "the authors' code, but for a weight decay from the parameters before the step",
     "sgd": "momentum as in PyTorch: the first buffer is the gradient itself",
     "sophia": "Hutchinson's estimate with random signs (Sophia-H)",
 }

@@ -56,11 +56,18 @@ def state_shardings(
     params = of_params(state.params)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
-        lambda leaf, sharding, param: sharding if leaf.shape == param.shape else whole,
+        lambda leaf, sharding, param: (
+            leaf
+            if isinstance(leaf, optax.MaskedNode)
+            else sharding
+            if leaf.shape == param.shape
+            else whole
+        ),
         state.optimizer_state,
         params,
         state.params,
         transform_non_params=lambda leaf: whole,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),  # another part's parameter
     )
     everywhere = jax.tree.map(lambda leaf: whole, state)
     shardings = TrainState(

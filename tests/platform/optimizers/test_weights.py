@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from optax import contrib
 
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers.schedules import constant
@@ -85,8 +84,27 @@ def test_other_optimizers_evaluate_the_trained_parameters():
     assert eval_params("adamw", state, params) is params
 
 
+def test_parts_with_different_parameters_are_put_together():
+    parts = {"a": create("schedule_free_sgd", 0.1), "b": create("schedule_free_sgd", 0.2)}
+    labels = {"x": "a", "y": "b"}
+    optimizer = optax.partition(parts, labels)
+    params = {"x": jnp.ones(3), "y": jnp.ones(2)}
+    state = optimizer.init(params)
+    for _ in range(3):
+        updates, state = optimizer.update(params, state, params)
+        params = optax.apply_updates(params, updates)
+    average = eval_params("mine", state, params)
+    alone = parts["b"].init(jnp.ones(2))
+    y = jnp.ones(2)
+    for _ in range(3):
+        updates, alone = parts["b"].update(y, alone, y)
+        y = y + updates
+    np.testing.assert_allclose(average["y"], eval_params("b", alone, y), rtol=1e-6)
+    assert not np.allclose(average["x"], params["x"])
+
+
 def test_several_averages_are_refused():
-    optimizer = optax.chain(*[contrib.schedule_free(optax.sgd(0.1), 0.1)] * 2)
+    optimizer = optax.chain(*[create("schedule_free_sgd", 0.1)] * 2)
     params = jnp.ones(3)
     with pytest.raises(UserError, match="'mine' holds 2 schedule-free parts"):
         eval_params("mine", optimizer.init(params), params)
