@@ -78,7 +78,7 @@ def get_config(variant: str = "") -> ConfigDict:
         )
     )
     config.schedule = ConfigDict(dict(name="cosine", warmup_steps=2_000, final_factor=0.1))
-    config.accumulation = 4  # parts of a batch: each of 16 devices computes on 16 documents at once
+    config.accumulation = 2  # parts of a batch: each of 16 devices computes on 32 documents at once
     config.clip_norm = 1.0  # largest norm of the gradient
     config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # ways; fsdp: all devices
     config.sharding = ConfigDict(dict(rules="fsdp"))

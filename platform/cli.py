@@ -1,4 +1,4 @@
-"""The command line: `lamina run`, `check`, `list`, `compare`, `report` and `export`.
+"""The command line: `lamina run`, `check`, `compile`, `list`, `compare`, `report` and `export`.
 
 Only what a command needs is imported: `lamina --help` loads neither jax nor ml_collections.
 """
@@ -15,6 +15,7 @@ from lamina.platform.errors import LaminaError, blaming_files
 COMMANDS = {
     "run": ("lamina.platform.commands.run", "trains, or goes on with a run that was stopped"),
     "check": ("lamina.platform.commands.check", "builds everything without computing anything"),
+    "compile": ("lamina.platform.commands.compile", "compiles for a TPU pod, without one"),
     "list": ("lamina.platform.commands.list", "shows shipped experiments and finished runs"),
     "compare": ("lamina.platform.commands.compare", "puts runs side by side in one HTML file"),
     "report": ("lamina.platform.commands.report", "writes a run's report.html again"),

@@ -23,28 +23,39 @@ def count(function: Callable, *arguments: Any) -> int:
 
 def count_jaxpr(jaxpr: Any) -> int:
     """Returns the same for a closed jaxpr, such as that of `jax.jit(f).trace(...)`."""
-    return _count(jaxpr.jaxpr)
+    return _count(jaxpr.jaxpr, lambda equation: True)
 
 
-def _count(jaxpr: Any) -> int:
+def count_batched(jaxpr: Any) -> int:
+    """Returns the FLOPs of those matrix products that have batch dimensions: attention's."""
+    return _count(
+        jaxpr.jaxpr,
+        lambda equation: (
+            equation.primitive.name == "dot_general"
+            and bool(equation.params["dimension_numbers"][1][0])
+        ),
+    )
+
+
+def _count(jaxpr: Any, counts: Callable[[Any], bool]) -> int:
     total = 0
     for equation in jaxpr.eqns:
         name, params = equation.primitive.name, equation.params
         if name == "dot_general":
-            total += _dot(equation)
+            total += counts(equation) * _dot(equation)
         elif name == "conv_general_dilated":
-            total += _convolution(equation)
+            total += counts(equation) * _convolution(equation)
         elif name == "scan":
-            total += params["length"] * _count(params["jaxpr"].jaxpr)
+            total += params["length"] * _count(params["jaxpr"].jaxpr, counts)
         elif name == "cond":
-            total += max(_count(branch.jaxpr) for branch in params["branches"])
+            total += max(_count(branch.jaxpr, counts) for branch in params["branches"])
         else:
             for value in params.values():
                 for inner in value if isinstance(value, tuple | list) else (value,):
                     if hasattr(inner, "eqns"):
-                        total += _count(inner)
+                        total += _count(inner, counts)
                     elif hasattr(inner, "jaxpr"):
-                        total += _count(inner.jaxpr)
+                        total += _count(inner.jaxpr, counts)
     return total
 
 

@@ -50,11 +50,11 @@ def _fusion_reads(inner: Computation, operands: list[Instruction]) -> float:
         whole = _written(operand)
         if not whole or number not in parameters:
             continue
-        total += min(whole, _touched(inner, parameters[number].name, whole))
+        total += min(whole, touched(inner, parameters[number].name, whole))
     return total
 
 
-def _touched(inner: Computation, name: str, whole: float) -> float:
+def touched(inner: Computation, name: str, whole: float) -> float:
     """Returns how many bytes of the array `name` a fused computation reads."""
     total = 0.0
     for user in inner.instructions.values():
@@ -65,7 +65,7 @@ def _touched(inner: Computation, name: str, whole: float) -> float:
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue
         elif user.opcode == "bitcast":
-            total += _touched(inner, user.name, whole)
+            total += touched(inner, user.name, whole)
         else:
             return whole
     return total
