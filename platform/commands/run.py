@@ -1,17 +1,18 @@
 """`lamina run`: trains, or goes on with a run that was stopped."""
 
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 from lamina.platform.commands import arguments as parsing
 from lamina.platform.commands.arguments import CONFIG_FLAGS, Flag
+from lamina.platform.distributed import cluster, supervisor
 from lamina.platform.errors import DivergedError, InterruptedRun, UserError
 
 FLAGS = {
     **CONFIG_FLAGS,
     "workdir": Flag("", "the run folder (local or gs://); the same command resumes"),
     "coordinator": Flag("", "HOST:PORT of process 0, for several processes started by hand"),
-    "num_processes": Flag(0, "how many processes there are"),
+    "num_processes": Flag(0, "how many processes there are; 1 alone: don't look for others"),
     "process_id": Flag(-1, "which of them this is, from 0"),
 }
 
@@ -28,19 +29,34 @@ def main(arguments: Sequence[str]) -> int:
     """Runs the command and returns its exit code."""
     given = parsing.parse("run", arguments, FLAGS)
     parsing.no_positional("run", given)
-    workdir = given.flags["workdir"]
-    if not workdir:
+    flags = given.flags
+    if not flags["workdir"]:
         raise UserError("--workdir is missing: the folder for this run, such as runs/quickstart")
+    found = cluster.find(
+        flags["coordinator"], flags["num_processes"], flags["process_id"], os.environ
+    )
+    if found is None:
+        return train(given, lambda: None)
+    return supervisor.supervise(found, flags["workdir"], lambda join: train(given, join))
+
+
+def train(given: parsing.Arguments, join: Callable[[], None]) -> int:
+    """Runs what was asked for in this process, and returns its exit code.
+
+    Args:
+        given: the command's arguments.
+        join: joins the other processes of the run.
+    """
     config, _, trust = parsing.load_config(given)
     use_compilation_cache()
-    join(given.flags["coordinator"], given.flags["num_processes"], given.flags["process_id"])
+    join()
 
     import jax
 
     from lamina.platform import run as runs
     from lamina.platform.reporting import tables
 
-    result = runs.run(config, workdir, trust=trust)
+    result = runs.run(config, given.flags["workdir"], trust=trust)
     if result.status == "interrupted":
         raise InterruptedRun(result.message)
     if result.status == "diverged":
@@ -66,21 +82,3 @@ def use_compilation_cache() -> None:
         if folder:
             jax.config.update("jax_compilation_cache_dir", os.path.join(folder, "compiled"))
             jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-
-
-def join(coordinator: str, num_processes: int, process_id: int) -> None:
-    """Joins the other processes of a run whose processes are started by hand.
-
-    Raises:
-        UserError: only some of the three flags are given, or they don't fit each other.
-    """
-    if not coordinator and not num_processes and process_id < 0:
-        return
-    if not (coordinator and num_processes > 0 and 0 <= process_id < num_processes):
-        raise UserError(
-            "--coordinator=HOST:PORT, --num_processes=N and --process_id=0..N-1 go together; got "
-            f"{coordinator!r}, {num_processes} and {process_id}"
-        )
-    import jax
-
-    jax.distributed.initialize(coordinator, num_processes=num_processes, process_id=process_id)
