@@ -82,13 +82,23 @@ def _keys(factory: Callable, lead: str = "") -> Iterator[str]:
     if factory is settings.Settings:
         yield "Programs: " + ", ".join(f"`{n}`" for n in PROGRAMS) + "."
     if factory is settings.Sharding:
+        heads = ("rules", "parameters", "optimizer state, where it differs", "activations")
         yield _table(
-            ("rules", "logical axis → mesh axis"),
+            heads,
             [
-                (f"`{n}`", ", ".join(f"`{a}` → `{m}`" for a, m in rules.items()) or "none")
+                (f"`{n}`", *map(_arrows, (rules.parameters, rules.state, rules.activations)))
                 for n, rules in PRESETS.items()
             ],
         )
+
+
+def _arrows(rules: Mapping[str, Any]) -> str:
+    """Returns `logical axis → mesh axes`, with the logical axes that go to the same together."""
+    together: dict[tuple[str, ...], list[str]] = {}
+    for name, axes in rules.items():
+        together.setdefault((axes,) if isinstance(axes, str) else tuple(axes), []).append(name)
+    listed = lambda names: ", ".join(f"`{n}`" for n in names)
+    return "; ".join(f"{listed(names)} → {listed(axes)}" for axes, names in together.items())
 
 
 def _signature(factory: Callable) -> str:

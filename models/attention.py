@@ -123,28 +123,27 @@ def _rows(
     """Attends with queries whose first stands at position ``start`` of the keys."""
     batch, rows, heads, units = query.shape
     length, groups = key.shape[1], key.shape[2]
-    query = (query * units**-0.5).transpose(0, 2, 1, 3)
-    query = query.reshape(batch * groups, heads // groups * rows, units)
-    key, value = (x.swapaxes(1, 2).reshape(batch * groups, length, units) for x in (key, value))
+    # Batch and heads stay dimensions of their own: merged, a mesh that splits both would have to
+    # gather the heads.
+    query = (query * units**-0.5).reshape(batch, rows, groups, heads // groups, units)
+    query = query.transpose(0, 2, 3, 1, 4)
+    key, value = key.swapaxes(1, 2), value.swapaxes(1, 2)
     logits = jax.lax.dot_general(
-        query, key, (((2,), (2,)), ((0,), (0,))), preferred_element_type=jnp.float32
-    ).reshape(batch, heads, rows, length)
+        query, key, (((4,), (3,)), ((0, 1), (0, 1))), preferred_element_type=jnp.float32
+    )
     mask = None
     if causal:
-        mask = (jnp.arange(rows)[:, None] + start >= jnp.arange(length)[None])[None, None]
+        mask = jnp.arange(rows)[:, None] + start >= jnp.arange(length)[None]
+        mask = mask[None, None, None]
     if segments is not None:
         queries = jax.lax.dynamic_slice_in_dim(segments, start, rows, axis=1)
-        same = _same_segment(queries, segments)[:, None]
+        same = _same_segment(queries, segments)[:, None, None]
         mask = same if mask is None else jnp.logical_and(mask, same)
     if mask is not None:
         logits = jnp.where(mask, logits, jnp.finfo(jnp.float32).min)
     weights = jax.nn.softmax(logits, axis=-1).astype(value.dtype)
-    output = jax.lax.dot_general(
-        weights.reshape(batch * groups, heads // groups * rows, length),
-        value,
-        (((2,), (1,)), ((0,), (0,))),
-    )
-    return output.reshape(batch, heads, rows, units).transpose(0, 2, 1, 3)
+    output = jax.lax.dot_general(weights, value, (((4,), (2,)), ((0, 1), (0, 1))))
+    return output.transpose(0, 3, 1, 2, 4).reshape(batch, rows, heads, units)
 
 
 def _same_segment(queries_BT: jax.Array, keys_BS: jax.Array) -> jax.Array:

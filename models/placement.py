@@ -15,8 +15,17 @@ import jax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
+from lamina.models import axes
+
 BATCH = "batch"
+"""The examples."""
+STREAM = "stream"
+"""Places of a sequence in the residual stream, between blocks."""
 LENGTH = "length"
+"""Places of a sequence inside a block."""
+
+VOCABULARY = frozenset({BATCH, STREAM, LENGTH, axes.HEADS, axes.KV_HEADS, axes.MLP, axes.VOCAB})
+"""The names of activations' dimensions; hidden ones have those of the parameters' logical axes."""
 
 
 class Placement(NamedTuple):
@@ -25,7 +34,8 @@ class Placement(NamedTuple):
     Attributes:
         platform: for which it is compiled: "cpu", "gpu" or "tpu".
         mesh: its devices.
-        axes: name of an activation's dimension to the mesh axes that split it.
+        axes: name of an activation's dimension to the mesh axes that split it. How a dimension
+            lies whose name isn't here is left to the compiler.
     """
 
     platform: str
@@ -75,11 +85,14 @@ def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
     placement = in_force()
     if placement is None:
         return P()
-    parts = []
+    sizes, parts = placement.mesh.shape, []
     for size, name in zip(shape, names, strict=True):
-        axes = tuple(a for a in placement.axes.get(name or "", ()) if placement.mesh.shape[a] > 1)
-        fits = size % math.prod(placement.mesh.shape[a] for a in axes) == 0
-        parts.append(axes if axes and fits else None)
+        if name is not None and name not in placement.axes:
+            parts.append(P.UNCONSTRAINED)
+            continue
+        split = tuple(a for a in placement.axes.get(name or "", ()) if sizes[a] > 1)
+        fits = size % math.prod(sizes[a] for a in split) == 0
+        parts.append(split if split and fits else None)
     return P(*parts)
 
 

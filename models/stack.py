@@ -78,7 +78,7 @@ class Stack(nnx.Module):
             block = nnx.merge(graph, state)
             streams = None if key is None else nnx.Rngs(key)
             if x.ndim == 3:
-                x = placement.constrain(x, placement.BATCH, placement.LENGTH, None)
+                x = placement.constrain(x, placement.BATCH, placement.STREAM, None)
             if per_layer is None:
                 return block(x, streams, *shared), None
             return block(x, streams, *shared, part)

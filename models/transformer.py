@@ -11,11 +11,12 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes, placement
+from lamina.models import axes
 from lamina.models.attention import attend, attend_cached
 from lamina.models.layers import Dense, normal
 from lamina.models.ngrams import ABSENT, NgramEmbedding
 from lamina.models.norms import RMSNorm
+from lamina.models.placement import BATCH, LENGTH, STREAM, constrain
 from lamina.models.spec import DataSpec, Output, require_sizes
 from lamina.models.stack import Stack
 
@@ -103,12 +104,10 @@ class Block(nnx.Module):
         cached: tuple[jax.Array, jax.Array] | None = None,
     ) -> jax.Array | tuple[jax.Array, tuple[jax.Array, jax.Array]]:
         """Maps ``[B, T, D]`` to the same; with a cache also returns the new keys and values."""
-        x = self.attention_norm(x_BTD)
-        query, key, value = (
-            rotate(self.query(x), angles),
-            rotate(self.key(x), angles),
-            self.value(x),
-        )
+        x = constrain(self.attention_norm(x_BTD), BATCH, LENGTH, None)
+        query = constrain(rotate(self.query(x), angles), BATCH, LENGTH, axes.HEADS, None)
+        key = constrain(rotate(self.key(x), angles), BATCH, None, axes.KV_HEADS, None)
+        value = constrain(self.value(x), BATCH, None, axes.KV_HEADS, None)
         if cached is None or start is None:
             x = attend(
                 query,
@@ -122,9 +121,12 @@ class Block(nnx.Module):
             write = jax.lax.dynamic_update_slice_in_dim
             cached = (write(cached[0], key, start, axis=1), write(cached[1], value, start, axis=1))
             x = attend_cached(query, *cached, start)
-        x_BTD = x_BTD + self.dropout(self.output(x), rngs=rngs)
-        x = self.mlp_norm(x_BTD)
-        x = self.down(jax.nn.silu(self.gate(x)) * self.up(x))
+        x = constrain(x, BATCH, LENGTH, axes.HEADS, None)
+        x = constrain(self.output(x), BATCH, STREAM, None)
+        x_BTD = x_BTD + self.dropout(x, rngs=rngs)
+        x = constrain(self.mlp_norm(x_BTD), BATCH, LENGTH, None)
+        x = constrain(jax.nn.silu(self.gate(x)) * self.up(x), BATCH, LENGTH, axes.MLP)
+        x = constrain(self.down(x), BATCH, STREAM, None)
         x_BTD = x_BTD + self.dropout(x, rngs=rngs)
         return x_BTD if cached is None else (x_BTD, cached)
 
@@ -196,18 +198,17 @@ class Transformer(nnx.Module):
             positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
             positions = positions if start is None else positions + start
         history = self._history(inputs, cache)
-        x_BTD = self.dropout(self._embed(inputs, history, segments), rngs=rngs)
+        x_BTD = constrain(self._embed(inputs, history, segments), BATCH, LENGTH, None)
+        x_BTD = self.dropout(constrain(x_BTD, BATCH, STREAM, None), rngs=rngs)
         units = self.sizes.embed // self.sizes.heads
         angles = rope_angles(positions, units, self.rope_theta)
         per_layer = None if cache is None else (cache.keys, cache.values)
         result = self.layers(x_BTD, angles, segments, start, rngs=rngs, per_layer=per_layer)
         x_BTD = result if cache is None else result[0]
-        x_BTD = placement.constrain(x_BTD, placement.BATCH, placement.LENGTH, None)
-        features = self.norm(x_BTD)
+        features = constrain(self.norm(x_BTD), BATCH, LENGTH, None)
         table = (self.embedding if self.tied else self.unembedding)[...].astype(self.dtype)
         logits = jnp.einsum("BTD,VD->BTV", features, table, preferred_element_type=jnp.float32)
-        logits = placement.constrain(logits, placement.BATCH, placement.LENGTH, axes.VOCAB)
-        output = Output(logits, features)
+        output = Output(constrain(logits, BATCH, LENGTH, axes.VOCAB), features)
         if cache is None:
             return output
         seen = jnp.concatenate([history, inputs], axis=1)[:, inputs.shape[1] :]

@@ -4,10 +4,11 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from lamina.models import axes, placement
+from lamina.models import axes
 from lamina.models.attention import attend
 from lamina.models.layers import Dense, head, normal
 from lamina.models.norms import LayerNorm
+from lamina.models.placement import BATCH, LENGTH, STREAM, constrain
 from lamina.models.spec import DataSpec, Output, require_image, require_sizes
 from lamina.models.stack import Stack
 
@@ -46,11 +47,19 @@ class Block(nnx.Module):
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Maps ``[B, T, D]`` to the same."""
-        x = self.attention_norm(x_BTD)
-        x = attend(self.query(x), self.key(x), self.value(x), causal=False)
-        x_BTD = x_BTD + self.dropout(self.output(x), rngs=rngs)
-        x = self.dropout(jax.nn.gelu(self.up(self.mlp_norm(x_BTD))), rngs=rngs)
-        return x_BTD + self.dropout(self.down(x), rngs=rngs)
+        x = constrain(self.attention_norm(x_BTD), BATCH, LENGTH, None)
+        query = constrain(self.query(x), BATCH, LENGTH, axes.HEADS, None)
+        key = constrain(self.key(x), BATCH, None, axes.HEADS, None)
+        value = constrain(self.value(x), BATCH, None, axes.HEADS, None)
+        x = attend(query, key, value, causal=False)
+        x = constrain(
+            self.output(constrain(x, BATCH, LENGTH, axes.HEADS, None)), BATCH, STREAM, None
+        )
+        x_BTD = x_BTD + self.dropout(x, rngs=rngs)
+        x = constrain(self.mlp_norm(x_BTD), BATCH, LENGTH, None)
+        x = constrain(jax.nn.gelu(self.up(x)), BATCH, LENGTH, axes.MLP)
+        x = constrain(self.down(self.dropout(x, rngs=rngs)), BATCH, STREAM, None)
+        return x_BTD + self.dropout(x, rngs=rngs)
 
 
 class ViT(nnx.Module):
@@ -89,20 +98,21 @@ class ViT(nnx.Module):
 
     def __call__(self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None) -> Output:
         """Maps ``[B, H, W, C]`` to logits ``[B, outputs]``."""
-        x_BTD = self.embed(patchify(inputs, self.patch))
+        x_BTD = constrain(self.embed(patchify(inputs, self.patch)), BATCH, LENGTH, None)
         if self.pool == "token":
             token = jnp.broadcast_to(
                 self.token[...].astype(self.dtype)[None, None], (x_BTD.shape[0], 1, x_BTD.shape[2])
             )
             x_BTD = jnp.concatenate([token, x_BTD], axis=1)
-        x_BTD = self.dropout(x_BTD + self.position[...].astype(self.dtype)[None], rngs=rngs)
-        x_BTD = self.layers(x_BTD, rngs=rngs)
-        x_BTD = self.norm(placement.constrain(x_BTD, placement.BATCH, placement.LENGTH, None))
+        x_BTD = x_BTD + self.position[...].astype(self.dtype)[None]
+        x_BTD = self.dropout(constrain(x_BTD, BATCH, STREAM, None), rngs=rngs)
+        x_BTD = self.norm(self.layers(x_BTD, rngs=rngs))
         if self.pool == "token":
             features = x_BTD[:, 0]
         else:
             features = x_BTD.mean(1, dtype=jnp.float32).astype(self.dtype)
-        return Output(self.head(features).astype(jnp.float32), features)
+        features = constrain(features, BATCH, None)
+        return Output(constrain(self.head(features), BATCH, None).astype(jnp.float32), features)
 
 
 def patchify(images_BHWC: jax.Array, patch: int) -> jax.Array:

@@ -108,9 +108,13 @@ def _contradictions(c: FrozenConfigDict):
     rules = c.init_from_rules
     if not c.init_from and (rules.include or rules.exclude or rules.rename):
         yield "init_from_rules.include, exclude and rename need init_from"
-    for axis, names in c.sharding.axes.items():
-        if not isinstance(names, str | tuple):
-            yield f"sharding.axes.{axis} = {names!r} should be a mesh axis, a tuple of them, or ''"
+    asked = {f"axes.{axis}": names for axis, names in c.sharding.axes.items()}
+    asked |= {f"activations.{axis}": names for axis, names in c.sharding.activations.items()}
+    asked |= {f"paths {pattern!r}": names for pattern, each in c.sharding.paths for names in each}
+    for key, names in asked.items():
+        each = names if isinstance(names, tuple) else (names,)
+        if not all(isinstance(name, str) for name in each):
+            yield f"sharding.{key}: {names!r} should be a mesh axis, a tuple of them, or ''"
     if c.evaluation.batch_size < 0:
         yield f"evaluation.batch_size = {c.evaluation.batch_size} should not be negative"
     for key, metric in (
@@ -259,6 +263,7 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
         )
     spec = dataset.spec
     model, task, trained = build_model(c, trust, spec)
+    rules = sharding_rules(c.sharding, model)
     train = dataset.splits["train"]
     steps = c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
     factor = configs.build(c.schedule, kinds["schedule"], "schedule", trust, steps)
@@ -278,21 +283,15 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
         ema_decay=c.ema.decay,
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
-        placement=_placement(mesh, layout.preset(c.sharding.rules, c.sharding.axes)),
+        placement=placement.Placement(
+            mesh.devices.flat[0].platform, mesh, partition_rules.of_activations(rules, mesh)
+        ),
     )
     plan = seeds.plan(
         len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], c.data.order == "per_seed"
     )
     batch = example_batch(train, c.data.batch_size)
     one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
-    known = {name for axes in layout.flat(model.axes).values() for name in axes if name}
-    for axis in c.sharding.axes:
-        if axis not in known | logical.VOCABULARY:
-            raise UserError(
-                f"sharding.axes.{axis}: the model has no axis {axis!r}, it has "
-                + ", ".join(sorted(known))
-            )
-    rules = layout.preset(c.sharding.rules, c.sharding.axes)
     shardings = layout.state_shardings(
         one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1
     )
@@ -304,14 +303,26 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
 
 
-def _placement(mesh: Mesh, rules: partition_rules.Rules) -> placement.Placement:
-    """Returns how the activations lie: split like the batch, and what the rules split of them."""
-    named: dict[str, tuple[str, ...]] = {placement.BATCH: meshes.BATCH_AXES}
-    for axis in (logical.HEADS, logical.KV_HEADS, logical.MLP, logical.VOCAB):
-        names = rules.get(axis, ())
-        names = (names,) if isinstance(names, str) else tuple(names)
-        named[axis] = tuple(name for name in names if name not in meshes.BATCH_AXES)
-    return placement.Placement(mesh.devices.flat[0].platform, mesh, named)
+def sharding_rules(c: FrozenConfigDict, model: FunctionalModel) -> partition_rules.Rules:
+    """Returns the rules of a `sharding` block.
+
+    Raises:
+        UserError: it names logical axes that the model hasn't.
+        ValueError: it names no preset.
+    """
+    named = {name for axes in layout.flat(model.axes).values() for name in axes if name}
+    known = {
+        "axes": named | logical.VOCABULARY | {partition_rules.UNNAMED},
+        "activations": placement.VOCABULARY,
+    }
+    for key, names in known.items():
+        for axis in c[key]:
+            if axis not in names:
+                having = ", ".join(sorted(named if key == "axes" else names))
+                raise UserError(
+                    f"sharding.{key}.{axis}: the model has no axis {axis!r}, it has {having}"
+                )
+    return partition_rules.preset(c.rules, c.axes, c.paths, c.activations)
 
 
 def build_model(

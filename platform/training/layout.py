@@ -1,6 +1,5 @@
 """Where the train state lies: a sharding for each of its arrays."""
 
-from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -24,36 +23,39 @@ def state_shardings(
 ) -> TrainState:
     """Returns the sharding of every array of a train state.
 
-    Parameters follow the rules; so do the optimizer's moments and the moving average of them.
-    Everything else is copied to every device.
+    Parameters follow the rules; so do the optimizer's moments and the moving average of them, for
+    which a preset may have rules of its own. Everything else is copied to every device.
 
     Args:
         state: of one seed, as `jax.ShapeDtypeStruct`s.
         trained_axes: logical axes of what is trained (the parameters, or their adapters).
         axes: logical axes of the model's parameters, nested as they are.
         optimizer: whose state it is.
-        rules: logical axis to mesh axis.
+        rules: where the dimensions of parameters go.
         mesh: the mesh.
         seed_axis: whether the state has a leading seed axis, split over the mesh axis `seed`.
 
     Raises:
-        ValueError: a dimension doesn't divide, or a rule names an axis that the mesh lacks.
+        ValueError: a dimension doesn't divide, a rule names an axis that the mesh lacks or a path
+            that no parameter has, or explicit rules split a parameter twice along one mesh axis.
     """
     whole: Any = partition_rules.replicated(mesh)
     logical = flat(axes) | flat(trained_axes)
 
-    def of_params(tree: Any) -> Any:
-        return nested({name: leaf_sharding(name, leaf) for name, leaf in flat(tree).items()})
+    paths = [*flat(state.params), *flat(state.frozen)]
+    for pattern in partition_rules.unused_paths(rules, paths):
+        raise ValueError(f"sharding.paths: {pattern!r} is found in the path of no parameter")
 
-    def leaf_sharding(name: str, leaf: Any) -> NamedSharding:
+    def of_params(tree: Any, state: bool = False) -> Any:
+        return nested({name: sharding(name, leaf, state) for name, leaf in flat(tree).items()})
+
+    def sharding(name: str, leaf: Any, state: bool) -> NamedSharding:
         names = logical.get(name)
         if names is None or len(names) != len(leaf.shape):
-            return whole
-        return NamedSharding(
-            mesh, partition_rules.partition_spec(names, leaf.shape, rules, mesh, name)
-        )
+            names = (None,) * len(leaf.shape)
+        spec = partition_rules.partition_spec(names, leaf.shape, rules, mesh, name, state=state)
+        return NamedSharding(mesh, spec)
 
-    params = of_params(state.params)
     moments = optax.tree_utils.tree_map_params(
         optimizer,
         lambda leaf, sharding, param: (
@@ -64,7 +66,7 @@ def state_shardings(
             else whole
         ),
         state.optimizer_state,
-        params,
+        of_params(state.params, state=True),
         state.params,
         transform_non_params=lambda leaf: whole,
         is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),  # another part's parameter
@@ -73,11 +75,11 @@ def state_shardings(
     shardings = TrainState(
         step=whole,
         seed=whole,
-        params=params,
+        params=of_params(state.params),
         frozen=of_params(state.frozen),
         model_state=everywhere.model_state,
         optimizer_state=moments,
-        ema=of_params(state.ema),
+        ema=of_params(state.ema, state=True),
         loss_scale=everywhere.loss_scale,
         metrics=everywhere.metrics,
         nonfinite_step=whole,
@@ -110,15 +112,3 @@ def abstract(tree: Any, shardings: Any) -> Any:
         tree,
         shardings,
     )
-
-
-def preset(name: str, axes: Mapping[str, Any]) -> partition_rules.Rules:
-    """Returns the rules of a preset, with those of `axes` over them.
-
-    Raises:
-        ValueError: there is no such preset.
-    """
-    if name not in partition_rules.PRESETS:
-        known = ", ".join(sorted(partition_rules.PRESETS))
-        raise ValueError(f"sharding.rules = {name!r} is unknown: one of {known}")
-    return {**partition_rules.PRESETS[name], **{k: v or () for k, v in axes.items()}}

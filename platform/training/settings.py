@@ -159,15 +159,23 @@ class InitRules(NamedTuple):
 
 
 class Sharding(NamedTuple):
-    """How parameters are laid out on the mesh.
+    """How parameters, optimizer state and activations are laid out on the mesh.
+
+    What explicit rules ask for is a mesh axis, a tuple of them, or "" for what stays whole. A
+    dimension that doesn't divide is an error; "tensor?" leaves it whole instead.
 
     Attributes:
-        rules: a preset: "data", "fsdp", "tensor" or "fsdp+tensor".
-        axes: logical axis to mesh axis, over the preset's ("" never splits that axis).
+        rules: a preset: "data", "zero1", "fsdp", "tensor", "fsdp+tensor" or "sequence".
+        axes: logical axis of parameters to mesh axis, over the preset's.
+        paths: (regular expression, a mesh axis for each dimension) pairs, over all else: the first
+            that is found in a parameter's path decides how that parameter is split.
+        activations: logical axis of activations to mesh axis, over the preset's.
     """
 
     rules: str = "data"
     axes: Mapping[str, Any] = _EMPTY
+    paths: tuple[tuple[str, tuple[Any, ...]], ...] = ()
+    activations: Mapping[str, Any] = _EMPTY
 
 
 class Profile(NamedTuple):

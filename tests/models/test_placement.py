@@ -4,10 +4,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, Mesh
 from jax.sharding import PartitionSpec as P
 
-from lamina.models import placement
+from lamina.models import placement, transformer, vit
+from lamina.models.spec import DataSpec
 
 
 @pytest.fixture
@@ -47,3 +49,30 @@ def test_a_constrained_array_lies_as_it_was_told(placed):
 
     result = double(np.ones((8, 4)))
     assert {shard.data.shape for shard in result.addressable_shards} == {(2, 2)}
+
+
+def test_a_name_that_the_placement_does_not_know_is_left_to_the_compiler(placed):
+    with placement.use(placed):
+        assert placement.partition_spec((8, 6), "batch", "mlp") == P(("data",), P.UNCONSTRAINED)
+
+
+@pytest.mark.parametrize("name", ["vit", "transformer"])
+def test_a_model_names_the_dimensions_of_its_main_activations(name, monkeypatch):
+    seen = set()
+
+    def note(x, *names):
+        assert len(names) == x.ndim
+        seen.update(filter(None, names))
+        return x
+
+    for module in (vit, transformer):
+        monkeypatch.setattr(module, "constrain", note)
+    if name == "vit":
+        spec, inputs = DataSpec((8, 8, 3), "float32", 4), jnp.ones((2, 8, 8, 3))
+        model = vit.vit(nnx.Rngs(0), spec, jnp.float32, patch=4, depth=1, embed=8, heads=2)
+    else:
+        spec, inputs = DataSpec((6,), "int32", 16), jnp.zeros((2, 6), jnp.int32)
+        model = transformer.transformer(nnx.Rngs(0), spec, jnp.float32, depth=1, embed=8, heads=2)
+    jax.make_jaxpr(model)(inputs)
+    assert seen <= placement.VOCABULARY
+    assert {"batch", "stream", "length", "heads", "mlp"} <= seen
