@@ -1,0 +1,294 @@
+"""Mergers: pure functions from parameter trees to a parameter tree.
+
+They can be jitted, vmapped over stacked models, and run on sharded arrays: only `weights`, `base`
+and the models are arrays, and nothing depends on the devices.
+"""
+
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamina.platform.checkpoints.names import flatten, nearest
+from lamina.platform.errors import UserError
+from lamina.platform.merging import random, trimming
+from lamina.platform.merging.method import Drop, Method, Trim
+
+Tree = Any
+Axes = tuple[str | None, ...]
+
+
+class Merger(NamedTuple):
+    """A method of merging; call it as `merger(models, base=..., weights=..., axes=...)`.
+
+    Attributes:
+        name: of the method.
+        apply: the function behind the call.
+        needs_base: whether the models must share a base, from which they were fine-tuned.
+        leafwise: whether tensors are merged one by one (apart from a few numbers of all of them),
+            so that files of any size can be merged in pieces.
+        method: the formulas of a leaf-wise method.
+    """
+
+    name: str
+    apply: Callable[..., Tree]
+    needs_base: bool
+    leafwise: bool
+    method: Method | None = None
+
+    def __call__(
+        self,
+        models: Sequence[Tree],
+        *,
+        base: Tree = None,
+        weights: Any = None,
+        axes: Tree = None,
+        **given: Any,
+    ) -> Tree:
+        """Merges parameter trees.
+
+        Floating leaves are computed in float32 (float64 if they are that) and rounded once, to the
+        dtype of the base's leaf, or of the first model's. Other leaves are taken from there.
+
+        Args:
+            models: trees of one structure and the same shapes.
+            base: the tree they were fine-tuned from; ignored by methods that need none.
+            weights: one number for each model. Default: 1 each.
+            axes: the tree's logical axes, as `FunctionalModel.axes`: with them the layers of a
+                stack are merged one by one where the method looks at tensors as a whole, and
+                kernels are seen as matrices. Default: no stacks, and the last dimension of a
+                tensor is its outputs.
+            **given: what a method with data of its own needs, such as `fishers`.
+
+        Raises:
+            UserError: too few or too many models, no base, trees that don't fit each other (the
+                message names the leaf), or weights that don't fit.
+        """
+        try:
+            return self.apply(models, base=base, weights=weights, axes=axes, **given)
+        except ValueError as error:
+            raise UserError(f"{self.name}: {error}") from error
+
+
+def leafwise(name: str, method: Method) -> Merger:
+    """Returns the merger of a leaf-wise method."""
+    # One program for all leaves: an operation at a time would compile each of them.
+    compute = jax.jit(functools.partial(_compute, method), static_argnums=0)
+
+    def apply(models, *, base, weights, axes) -> Tree:
+        if method.base and base is None:
+            raise ValueError("needs a base: the parameters that the models were fine-tuned from")
+        leaves = fit(models, base if method.base else None, axes)
+        weights = check_weights(method, len(leaves.models[0]) if leaves.names else 0, weights)
+        merged = [
+            b if method.base else m[0] for m, b in zip(leaves.models, leaves.base, strict=True)
+        ]
+        chosen = [n for n in range(len(leaves.names)) if leaves.floating(n)]
+        pick = lambda values: [values[n] for n in chosen]
+        dtypes = tuple(merged[n].dtype for n in chosen)
+        layout = _Layout(tuple(pick(leaves.names)), tuple(pick(leaves.axes)), dtypes)
+        computed = compute(layout, pick(leaves.models), pick(leaves.base), weights)
+        for n, value in zip(chosen, computed, strict=True):
+            merged[n] = value
+        return leaves.rebuild(merged)
+
+    return Merger(name, apply, method.base, True, method)
+
+
+class Leaves(NamedTuple):
+    """Trees that fit each other, as lists of leaves.
+
+    Attributes:
+        names: '/'-joined paths.
+        models: for each name the arrays of the models.
+        base: for each name the base's array, or None.
+        axes: for each name its logical axes.
+        rebuild: makes a tree of merged leaves.
+    """
+
+    names: list[str]
+    models: list[list[Any]]
+    base: list[Any]
+    axes: list[Axes]
+    rebuild: Callable[[list[Any]], Tree]
+
+    def floating(self, number: int) -> bool:
+        """Tells whether a leaf holds floating-point numbers; others aren't merged."""
+        return jnp.issubdtype(self.models[number][0].dtype, jnp.floating)
+
+
+def fit(models: Sequence[Tree], base: Tree, axes: Tree) -> Leaves:
+    """Lines up the leaves of trees.
+
+    Raises:
+        ValueError: there is no model, or a leaf is missing, superfluous or of another shape.
+    """
+    models = list(models)
+    if not models:
+        raise ValueError("there are no models to merge")
+    flat = [flatten(model) for model in models]
+    sources = [(f"model {number}", leaves) for number, leaves in enumerate(flat)]
+    if base is not None:
+        sources.append(("the base", flatten(base)))
+    names = list(flat[0])
+    for source, leaves in sources[1:]:
+        for name in [*names, *leaves]:
+            if name not in leaves:
+                raise ValueError(f"{source} has no {name!r}{nearest(name, leaves)}")
+            if name not in flat[0]:
+                raise ValueError(f"{source} has {name!r}, which model 0 has not")
+            if np.shape(leaves[name]) != np.shape(flat[0][name]):
+                raise ValueError(
+                    f"{name!r} has shape {np.shape(leaves[name])} in {source} and "
+                    f"{np.shape(flat[0][name])} in model 0"
+                )
+    treedef = jax.tree.structure(models[0])
+    # Python numbers and the like become arrays, as jit would make them.
+    arrays = lambda leaves, name: jnp.asarray(leaves[name])
+    last = sources[-1][1]
+    return Leaves(
+        names,
+        [[arrays(leaves, name) for leaves in flat] for name in names],
+        [arrays(last, name) if base is not None else None for name in names],
+        _axes_of(axes, names, flat[0]),
+        lambda merged: jax.tree.unflatten(treedef, merged),
+    )
+
+
+def _axes_of(axes: Tree, names: list[str], leaves: dict[str, Any]) -> list[Axes]:
+    if axes is None:
+        return [(None,) * np.ndim(leaves[name]) for name in names]
+    flat, _ = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: type(x) is tuple)
+    given = {"/".join(str(part.key) for part in path): value for path, value in flat}
+    for name in names:
+        if len(given.get(name, ())) != np.ndim(leaves[name]):
+            raise ValueError(
+                f"axes of {name!r} are {given.get(name)}, for a leaf of shape "
+                f"{np.shape(leaves[name])}"
+            )
+    return [given[name] for name in names]
+
+
+def check_weights(method: Method, count: int, weights: Any) -> np.ndarray | jax.Array:
+    """Returns the weights as an array [T], divided by their sum if the method normalises.
+
+    Without weights they are ones.
+
+    Raises:
+        ValueError: the number of models is wrong, the method takes no weights, or there is not one
+            number for each model.
+    """
+    if count < method.least or (method.most and count > method.most):
+        most = f" to {method.most}" if method.most > method.least else ""
+        more = "" if method.most else " or more"
+        raise ValueError(f"takes {method.least}{most}{more} models, not {count}")
+    if weights is not None and not method.weighted:
+        raise ValueError("takes no weights")
+    weights = np.ones(count) if weights is None else weights
+    weights = weights if isinstance(weights, jax.Array) else np.asarray(weights, np.float64)
+    if weights.shape != (count,):
+        raise ValueError(f"needs {count} weights, one for each model, not {weights.shape}")
+    if isinstance(weights, np.ndarray) and not np.isfinite(weights).all():
+        raise ValueError(f"weights should be finite numbers, not {weights.tolist()}")
+    if not method.normalize:
+        return weights
+    total = weights.sum()
+    if isinstance(total, np.floating) and total == 0:
+        raise ValueError(f"divides by the sum of the weights {weights.tolist()}, which is 0")
+    return weights / total
+
+
+class _Layout(NamedTuple):
+    """What is known of the leaves before anything is computed: hashable, for jit."""
+
+    names: tuple[str, ...]
+    axes: tuple[Axes, ...]
+    dtypes: tuple[np.dtype, ...]
+
+
+def _compute(method: Method, layout: _Layout, models, bases, weights) -> list[jax.Array]:
+    """Merges the floating leaves; `models` and `bases` have an entry for each."""
+    work = [work_dtype([*m, b]) for m, b in zip(models, bases, strict=True)]
+    values = [[m.astype(d) for m in each] for each, d in zip(models, work, strict=True)]
+    bases = [b.astype(d) if method.base else None for b, d in zip(bases, work, strict=True)]
+    factors = [jnp.asarray(weights, d) for d in work]
+    if method.prune is not None:
+        values = [[v - b for v in each] for each, b in zip(values, bases, strict=True)]
+    if isinstance(method.prune, Trim):
+        values = _trimmed(method.prune, values, layout.axes)
+    numbers: list[Any] = [None] * len(values)
+    if method.vote is not None:
+        votes = [method.vote(jnp, v, f) for v, f in zip(values, factors, strict=True)]
+        total = sum((vote.astype(jnp.float32) for vote in votes), jnp.float32(0))
+        numbers = [total.astype(d) for d in work]
+    merged = []
+    for name, axes, dtype, *rest in zip(*layout, values, bases, factors, numbers, strict=True):
+        value, base, factor, number = rest
+
+        def one(v, b, layer=0, name=name, factor=factor, number=number, axes=axes):
+            return _merge_tensor(method, name, v, b, factor, number, axes, layer)
+
+        merged.append(per_layer(one, axes, value, base).astype(dtype))
+    return merged
+
+
+def _merge_tensor(method: Method, name, values, base, weights, numbers, axes: Axes, layer):
+    """Merges one tensor, or one layer of a stack."""
+    if method.whole is not None:
+        return method.whole(values, base, weights, without_layers(axes))
+    if isinstance(method.prune, Drop):
+        values, numbers = _dropped(method, name, values, weights, layer)
+    if method.measure is not None and method.settle is not None:
+        numbers = method.settle(jnp, method.measure(jnp, values, base), weights)
+    assert method.combine is not None
+    return method.combine(jnp, values, base, weights, numbers)
+
+
+def _dropped(method: Method, name: str, values, weights, layer):
+    drop = method.prune
+    assert isinstance(drop, Drop) and method.settle is not None
+    size = values[0].size
+    places = jnp.arange(size, dtype=jnp.uint32) + jnp.uint32(size) * jnp.uint32(layer)
+    kept = []
+    for number, value in enumerate(values):
+        key = random.tensor_key(drop.seed, name, number)
+        stays = random.keeps(jnp, key, places, drop.density).reshape(value.shape)
+        kept.append(jnp.where(stays, value, jnp.zeros_like(value)))
+    magnitudes = [jnp.stack([jnp.abs(v).sum() for v in each]) for each in (values, kept)]
+    return kept, method.settle(jnp, jnp.stack(magnitudes), weights)
+
+
+def _trimmed(trim: Trim, values, axes: Sequence[Axes]):
+    """Returns the task vectors with their small entries set to zero."""
+    count = len(values[0]) if values else 0
+    stacked = [jnp.stack(deltas) for deltas in values]
+    # One program for all models, run for one after the other.
+    if trim.per_tensor:
+        one = lambda delta: trimming.trim([delta], trim.density)[0]
+        by_layer = [jax.vmap(one) if a and a[0] == "layers" else one for a in axes]
+        cut = [jax.lax.map(f, s) for f, s in zip(by_layer, stacked, strict=True)]
+    else:
+        cut = jax.lax.map(lambda deltas: trimming.trim(deltas, trim.density), stacked)
+    return [[c[number] for number in range(count)] for c in cut]
+
+
+def per_layer(function: Callable[..., Any], axes: Axes, values: Any, base: Any) -> Any:
+    """Calls `function(values, base, layer=i)` for each layer of a stack, or once for a tensor."""
+    if not axes or axes[0] != "layers":
+        return function(values, base)
+    numbers = jnp.arange(values[0].shape[0], dtype=jnp.uint32)
+    return jax.vmap(lambda v, b, i: function(v, b, layer=i))(values, base, numbers)
+
+
+def without_layers(axes: Axes) -> Axes:
+    """Returns the axes of one layer of a stack."""
+    return axes[1:] if axes and axes[0] == "layers" else axes
+
+
+def work_dtype(arrays: Sequence[Any]) -> np.dtype:
+    """Returns the dtype to compute in: float32, or float64 where an input has it."""
+    wide = any(array is not None and array.dtype == np.float64 for array in arrays)
+    return np.dtype(np.float64 if wide else np.float32)

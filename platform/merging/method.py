@@ -1,0 +1,106 @@
+"""What a leaf-wise method is: formulas that numpy (files) and jax.numpy (trees) both evaluate.
+
+A method goes through up to four stages, of which most methods have one or two. Letters: `M_t` the
+models, `B` the base, `D_t = M_t - B`, `w_t` the weights, t = 1..T.
+
+1. `measure` adds up a few numbers over a tensor, such as the inner products of all models;
+   `settle` makes coefficients of them.
+2. `trim` keeps the largest entries of each `D_t`, or `drop` random ones.
+3. `vote` adds up one number over all tensors.
+4. `combine` computes the merged entries, each from the entries at the same place.
+
+Stages 1, 3 and 4 see any piece of a tensor, so that a file is merged in pieces of any size; a
+method that must see a matrix as a whole has `whole` in their place.
+"""
+
+import types
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
+
+Array = Any
+"""A numpy or a jax array."""
+
+Numbers = types.ModuleType
+"""`numpy` or `jax.numpy`."""
+
+
+class Trim(NamedTuple):
+    """Keeps the `floor(density n)` entries of largest magnitude of each task vector.
+
+    Of equal magnitudes at the limit those that come first are kept; zeros count as dropped.
+
+    Attributes:
+        density: fraction kept, in [0, 1].
+        per_tensor: whether n counts a tensor, or all tensors of the model together.
+    """
+
+    density: float
+    per_tensor: bool
+
+
+class Drop(NamedTuple):
+    """Keeps each entry of a task vector with probability `density`.
+
+    Attributes:
+        density: probability, in (0, 1].
+        rescale: "density" multiplies what stays by 1 / density, "l1" by what restores the sum of
+            magnitudes of the tensor.
+        seed: of the draws, which depend on it, the tensor's path, the model's number and the
+            entry's place in the tensor, and on nothing else.
+    """
+
+    density: float
+    rescale: str
+    seed: int
+
+
+class Method(NamedTuple):
+    """A leaf-wise method; see the module's docstring.
+
+    Attributes:
+        combine: `(xp, values, base, weights, numbers) -> merged`. `values` are the models' entries,
+            or the trimmed task vectors' if the method prunes; `numbers` is what `settle` gave, or
+            the elected sign.
+        base: whether the method needs a base.
+        weighted: whether it takes weights.
+        normalize: whether the weights are divided by their sum before all else.
+        least: the fewest models it takes.
+        most: the most, or 0.
+        measure: `(xp, values, base) -> sums`, an array that adds up over the pieces of a tensor.
+        settle: `(xp, sums, weights) -> numbers`.
+        prune: how task vectors are thinned out.
+        vote: `(xp, task vectors, weights) -> sum`, over all tensors.
+        whole: `(values, base, weights, axes) -> merged` for one tensor without its `layers` axis,
+            by jax.
+    """
+
+    combine: Callable[..., Array] | None
+    base: bool
+    weighted: bool = True
+    normalize: bool = False
+    least: int = 1
+    most: int = 0
+    measure: Callable[[Numbers, Sequence[Array], Array], Array] | None = None
+    settle: Callable[[Numbers, Array, Array], Array] | None = None
+    prune: Trim | Drop | None = None
+    vote: Callable[[Numbers, Sequence[Array], Array], Array] | None = None
+    whole: Callable[..., Array] | None = None
+
+
+def weighted_sum(values: Sequence[Array], weights: Array) -> Array:
+    """Returns `sum_t w_t values_t`, added up in the order of the models."""
+    total = values[0] * weights[0]
+    for number in range(1, len(values)):
+        total = total + values[number] * weights[number]
+    return total
+
+
+def fraction(name: str, value: float, *, zero: bool) -> float:
+    """Returns `value`, which must lie in [0, 1] or, without `zero`, in (0, 1].
+
+    Raises:
+        ValueError: it doesn't.
+    """
+    if not (0 <= value <= 1 and (zero or value > 0)):
+        raise ValueError(f"{name} = {value} should lie in {'[' if zero else '('}0, 1]")
+    return value

@@ -1,0 +1,48 @@
+"""The table of merging methods, and how a name becomes a merger."""
+
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from lamina.platform.config import EVERYONE, Kind, NoSettings, Schema, build, resolve
+from lamina.platform.merging import averages, sparse, spectral
+from lamina.platform.merging.method import Method
+
+if TYPE_CHECKING:
+    from lamina.platform.merging.mergers import Merger
+
+MERGERS: Mapping[str, Callable[..., Any]] = {
+    "dare": sparse.dare,
+    "dare_l1": sparse.dare_l1,
+    "iso_c": spectral.iso_c,
+    "linear": averages.linear,
+    "model_stock": averages.model_stock,
+    "slerp": averages.slerp,
+    "task_arithmetic": averages.task_arithmetic,
+    "ties": sparse.ties,
+    "ties_per_tensor": sparse.ties_per_tensor,
+}
+"""Name to factory: its keyword-only parameters are the method's keys, and it returns a `Method`."""
+
+_KEY = "merge"
+_SCHEMA = Schema(NoSettings, {}, {_KEY: Kind(MERGERS)})
+
+
+def bind(name: str, keys: Mapping[str, Any]) -> Any:
+    """Returns what the factory called `name` makes of the keys.
+
+    Raises:
+        UserError: there is no such method, or a key is unknown, missing, mistyped or out of range.
+    """
+    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in keys.items()}
+    resolved = resolve({_KEY: {"name": name, **given}}, _SCHEMA)
+    return build(resolved[_KEY], _SCHEMA.kinds[_KEY], _KEY, EVERYONE)
+
+
+def create(name: str, **keys: Any) -> "Merger":
+    """As `lamina.platform.merging.create`."""
+    from lamina.platform.merging.mergers import leafwise
+
+    made = bind(name, keys)
+    return leafwise(name, made) if isinstance(made, Method) else made
