@@ -222,7 +222,7 @@ def _compute(method: Method, layout: _Layout, models, bases, weights) -> list[ja
     numbers: list[Any] = [None] * len(values)
     if method.vote is not None:
         votes = [method.vote(jnp, v, f) for v, f in zip(values, factors, strict=True)]
-        total = sum((vote.astype(jnp.float32) for vote in votes), jnp.float32(0))
+        total = jnp.stack([vote.astype(jnp.float32) for vote in votes]).sum()
         numbers = [total.astype(d) for d in work]
     merged = []
     for name, axes, dtype, *rest in zip(*layout, values, bases, factors, numbers, strict=True):
