@@ -1,12 +1,11 @@
 """Reading and writing a checkpoint's arrays through Orbax: plain nested dicts of plain arrays.
 
 The train state is stored as nested dicts by name ('/'-joined, see names.py), so any Orbax reader
-opens it without Lamina's classes. Typed keys are stored as their uint32 words. Orbax refuses arrays
-without elements: they stand in the manifest only.
+opens it without Lamina's classes; our own reading is in reading.py. Typed keys are stored as their
+uint32 words. Orbax refuses arrays without elements: they stand in the manifest only.
 """
 
-import gc
-import sys
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -17,14 +16,12 @@ import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
-from lamina.platform.checkpoints import quiet
-from lamina.platform.checkpoints.failures import cause
+from lamina.platform.checkpoints import quiet, reading
 from lamina.platform.checkpoints.manifest import ArrayRecord, is_key
 from lamina.platform.checkpoints.names import nest
 
-
-class UnreadableError(Exception):
-    """The stored arrays can't be read; the message says why in one line."""
+_CHUNK = 8 << 20  # bytes of a chunk, at most
+_CRUMB = 1 << 19  # shards whose chunks would be smaller than this are not cut
 
 
 def data_of(name: str, leaf: Any) -> jax.Array:
@@ -87,9 +84,46 @@ def _escape(name: str) -> str:
     return name.replace("%", "%25").replace(".", "%2E")
 
 
+def _stored_name(name: str) -> str:
+    return _escape(name).replace("/", ".")
+
+
 def save_args(arrays: Mapping[str, jax.Array]) -> ocp.args.PyTreeSave:
     """Orbax's arguments to save named arrays."""
-    return ocp.args.PyTreeSave(nest({_escape(n): a for n, a in arrays.items() if a.size}))
+    full = {_escape(name): array for name, array in arrays.items() if array.size}
+    options = {name: ocp.SaveArgs(chunk_byte_size=chunk_bytes(a)) for name, a in full.items()}
+    return ocp.args.PyTreeSave(nest(full), save_args=nest(options))
+
+
+def chunk_bytes(array: jax.Array) -> int | None:
+    """Bytes of the chunks that an array is stored in; None stores each shard as one.
+
+    Chunks let another mesh read its own parts. Orbax cuts a shard along its dimensions, the split
+    ones first, into equal parts, the largest dimension by its next smaller divisor each time; where
+    that leads to crumbs, as with dimensions that are primes, the shard stays whole.
+    """
+    shard = array.sharding.shard_shape(array.shape)
+    split = [part != whole for part, whole in zip(shard, array.shape, strict=True)]
+    extents = list(shard)
+    while math.prod(extents) * array.dtype.itemsize > _CHUNK:
+        able = [d for d, extent in enumerate(extents) if extent > 1 and split[d]]
+        if not able:
+            split = [True] * len(extents)
+            continue
+        d = max(able, key=lambda d: extents[d])
+        extents[d] = _next_divisor(shard[d], extents[d])
+    return _CHUNK if math.prod(extents) * array.dtype.itemsize >= _CRUMB else None
+
+
+def _next_divisor(number: int, below: int) -> int:
+    """The largest divisor of a number that is smaller than `below`."""
+    return max(
+        d
+        for small in range(1, math.isqrt(number) + 1)
+        if number % small == 0
+        for d in (small, number // small)
+        if d < below
+    )
 
 
 def read(
@@ -110,57 +144,19 @@ def read(
     Raises:
         UnreadableError: a file is missing, cut short or otherwise unreadable.
     """
-    flat, args, result = {}, {}, {}
+    wanted, result = {}, {}
     for name, record in records.items():
         data, sharding = record.data(), shardings[name]
         if 0 in data.shape:
             empty = np.zeros(data.shape, data.dtype)
             result[name] = empty if sharding is None else _place(empty, sharding)
-        elif sharding is None:
-            flat[_escape(name)] = data
-            args[_escape(name)] = ocp.RestoreArgs(restore_type=np.ndarray, dtype=data.dtype)
         else:
-            flat[_escape(name)] = jax.ShapeDtypeStruct(data.shape, data.dtype, sharding=sharding)
-            args[_escape(name)] = ocp.ArrayRestoreArgs(
-                sharding=sharding, global_shape=data.shape, dtype=data.dtype
-            )
-    if flat:
-        request = ocp.args.PyTreeRestore(
-            item=nest(flat), restore_args=nest(args), partial_restore=True
-        )
-        tree = _restore(folder, request)
-        for name in records:
-            if name not in result:
-                result[name] = _lookup(tree, _escape(name))
-    return result
-
-
-def _restore(folder: epath.Path, request: ocp.args.PyTreeRestore) -> Any:
-    try:
-        return handler().restore(folder, args=request)
-    except Exception as error:  # whatever a damaged file provokes below
-        reason = cause(error)
-    _bury_abandoned_reads()
-    raise UnreadableError(reason)
-
-
-def _bury_abandoned_reads() -> None:
-    """Collects the reads that Orbax leaves unawaited when one fails, without their tracebacks."""
-    hook, sys.unraisablehook = sys.unraisablehook, lambda unraisable: None
-    try:
-        gc.collect()
-    finally:
-        sys.unraisablehook = hook
+            wanted[name] = reading.Wanted(_stored_name(name), data, sharding)
+    return result | reading.read(folder, wanted)
 
 
 def _place(value: np.ndarray, sharding: Sharding) -> jax.Array:
     return jax.make_array_from_callback(value.shape, sharding, lambda index: value[index])
-
-
-def _lookup(tree: Any, name: str) -> Any:
-    for part in name.split("/"):
-        tree = tree[part]
-    return tree
 
 
 def as_leaf(data: jax.Array | np.ndarray, record: ArrayRecord) -> jax.Array | np.ndarray:

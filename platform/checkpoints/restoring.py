@@ -12,6 +12,7 @@ from lamina.platform.checkpoints import checksum, folders, manifest
 from lamina.platform.checkpoints.manifest import ArrayRecord, BadManifest, Manifest
 from lamina.platform.checkpoints.names import nest
 from lamina.platform.checkpoints.processes import any_process
+from lamina.platform.checkpoints.reading import UnreadableError
 from lamina.platform.errors import UserError
 
 _MAX_LISTED = 8  # differences and notes that one message lists
@@ -135,7 +136,7 @@ def _read_verified(
     with jax.transfer_guard("allow"):
         try:
             data = arrays_lib.read(folder, records, shardings)
-        except arrays_lib.UnreadableError as error:
+        except UnreadableError as error:
             problem = f"can't be read ({str(error)[:300]})"
         if any_process(bool(problem)):
             return {}, problem or "can't be read by another process"
