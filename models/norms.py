@@ -23,15 +23,15 @@ class Identity(nnx.Module):
 class LayerNorm(nnx.Module):
     """Layer norm (Ba et al. 2016) over the last dimension; epsilon 1e-6 as in ViT."""
 
-    def __init__(self, rngs: nnx.Rngs, features: int, dtype: jnp.dtype):
+    def __init__(self, rngs: nnx.Rngs, features: int, dtype: jnp.dtype, epsilon: float = 1e-6):
         self.scale, self.bias = _scale(rngs, features), _bias(rngs, features)
-        self.dtype = dtype
+        self.dtype, self.epsilon = dtype, epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to the same."""
         x = x.astype(jnp.float32)
         x = x - x.mean(-1, keepdims=True)
-        x = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        x = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + self.epsilon)
         y = x * _last(self.scale[...], x) + _last(self.bias[...], x)
         return y.astype(self.dtype)
 
@@ -39,14 +39,14 @@ class LayerNorm(nnx.Module):
 class RMSNorm(nnx.Module):
     """Root mean square norm (Zhang & Sennrich 2019); epsilon 1e-6 as in LLaMA."""
 
-    def __init__(self, rngs: nnx.Rngs, features: int, dtype: jnp.dtype):
+    def __init__(self, rngs: nnx.Rngs, features: int, dtype: jnp.dtype, epsilon: float = 1e-6):
         self.scale = _scale(rngs, features)
-        self.dtype = dtype
+        self.dtype, self.epsilon = dtype, epsilon
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., D]`` to the same."""
         x = x.astype(jnp.float32)
-        x = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + 1e-6)
+        x = x * jax.lax.rsqrt((x**2).mean(-1, keepdims=True) + self.epsilon)
         return (x * _last(self.scale[...], x)).astype(self.dtype)
 
 

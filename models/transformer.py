@@ -67,7 +67,13 @@ class Block(nnx.Module):
     """A pre-norm decoder block."""
 
     def __init__(
-        self, rngs: nnx.Rngs, sizes: Sizes, dtype: jnp.dtype, dropout: float, attention: str
+        self,
+        rngs: nnx.Rngs,
+        sizes: Sizes,
+        dtype: jnp.dtype,
+        dropout: float,
+        attention: str,
+        norm_epsilon: float,
     ):
         embed, heads, groups, mlp = sizes[1:]
         units = embed // heads
@@ -77,7 +83,7 @@ class Block(nnx.Module):
             names = (axes.EMBED, name, axes.HEAD_DIM)
             return Dense(rngs, (embed,), (count, units), names, dtype, bias=False)
 
-        self.attention_norm = RMSNorm(rngs, embed, dtype)
+        self.attention_norm = RMSNorm(rngs, embed, dtype, norm_epsilon)
         self.query = project(heads, axes.HEADS)
         self.key = project(groups, axes.KV_HEADS)
         self.value = project(groups, axes.KV_HEADS)
@@ -85,7 +91,7 @@ class Block(nnx.Module):
         self.output = Dense(
             rngs, (heads, units), (embed,), names, dtype, scale=residual, bias=False
         )
-        self.mlp_norm = RMSNorm(rngs, embed, dtype)
+        self.mlp_norm = RMSNorm(rngs, embed, dtype, norm_epsilon)
         self.gate = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, bias=False)
         self.up = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, bias=False)
         self.down = Dense(
@@ -142,6 +148,8 @@ class Transformer(nnx.Module):
         sizes: Sizes,
         tied: bool,
         rope_theta: float,
+        embedding_scale: float,
+        norm_epsilon: float,
         dropout: float,
         scan: bool,
         remat: str,
@@ -150,6 +158,7 @@ class Transformer(nnx.Module):
         ngram_buckets: int,
     ):
         self.sizes, self.dtype, self.tied, self.rope_theta = sizes, dtype, tied, rope_theta
+        self.embedding_scale = embedding_scale
         table = normal(EMBEDDING_STD, axes.VOCAB, axes.EMBED)
         self.embedding = nnx.Param(table(rngs.params(), (vocabulary, sizes.embed), jnp.float32))
         self.orders = tuple(ngram_orders)
@@ -158,9 +167,9 @@ class Transformer(nnx.Module):
                 rngs, self.orders, ngram_buckets, sizes.embed, EMBEDDING_STD
             )
         self.dropout = nnx.Dropout(dropout)
-        make = lambda keys: Block(keys, sizes, dtype, dropout, attention)
+        make = lambda keys: Block(keys, sizes, dtype, dropout, attention, norm_epsilon)
         self.layers = Stack(rngs, make, sizes.depth, scan=scan, remat=remat)
-        self.norm = RMSNorm(rngs, sizes.embed, dtype)
+        self.norm = RMSNorm(rngs, sizes.embed, dtype, norm_epsilon)
         if not tied:
             names = axes.VOCAB, axes.EMBED
             unembedding = normal(EMBEDDING_STD, *names)
@@ -234,7 +243,7 @@ class Transformer(nnx.Module):
     def _embed(
         self, inputs: jax.Array, history: jax.Array, segments: jax.Array | None
     ) -> jax.Array:
-        """Embeds tokens and n-grams, times sqrt(D).
+        """Embeds tokens and n-grams, times the embedding's scale.
 
         The sum of N orders is divided by sqrt(N + 1), which keeps its variance; the paper of the
         n-grams divides by N + 1.
@@ -243,7 +252,7 @@ class Transformer(nnx.Module):
         if self.orders:
             x_BTD = x_BTD + self.ngrams(inputs, history, segments)
             x_BTD = x_BTD / (len(self.orders) + 1) ** 0.5
-        return (x_BTD * self.sizes.embed**0.5).astype(self.dtype)
+        return (x_BTD * self.embedding_scale).astype(self.dtype)
 
 
 def rope_angles(positions_BT: jax.Array, units: int, theta: float) -> jax.Array:
@@ -273,6 +282,8 @@ def transformer(
     mlp: int = 0,
     tied: bool = True,
     rope_theta: float = 10000.0,
+    embedding_scale: float = 0.0,
+    norm_epsilon: float = 1e-6,
     dropout: float = 0.0,
     scan: bool = True,
     remat: str = "none",
@@ -301,6 +312,8 @@ def transformer(
         tied: whether the logits use the embedding's table. Default: True.
         rope_theta: base of the rotary wavelengths. Default: 10000 (Su et al. 2021); LLaMA 3 has
             500000.
+        embedding_scale: factor of the embeddings; 0 takes sqrt(embed). LLaMA has 1.
+        norm_epsilon: of the norms. Default: 1e-6 (LLaMA; LLaMA 2 and 3 have 1e-5).
         dropout: rate after the embedding, attention and MLP. Default: 0.
         scan: whether the blocks are stacked and run by a scan. Default: True.
         remat: what the backward pass computes again, see ``lamina.models.stack``. Default: "none".
@@ -348,6 +361,8 @@ def transformer(
         sizes,
         tied,
         rope_theta,
+        embedding_scale or sizes.embed**0.5,
+        norm_epsilon,
         dropout,
         scan,
         remat,

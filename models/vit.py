@@ -1,5 +1,7 @@
 """Vision transformers (Dosovitskiy et al. 2021, arXiv 2010.11929)."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 from flax import nnx
@@ -20,15 +22,28 @@ PRESETS = {
     "l": (24, 1024, 16),
 }
 
+ACTIVATIONS = {
+    "gelu_tanh": partial(jax.nn.gelu, approximate=True),
+    "gelu": partial(jax.nn.gelu, approximate=False),
+}
+
 
 class Block(nnx.Module):
     """A pre-norm encoder block: self-attention, then a GELU MLP."""
 
     def __init__(
-        self, rngs: nnx.Rngs, embed: int, heads: int, mlp: int, dtype: jnp.dtype, dropout: float
+        self,
+        rngs: nnx.Rngs,
+        embed: int,
+        heads: int,
+        mlp: int,
+        dtype: jnp.dtype,
+        dropout: float,
+        activation: str,
+        norm_epsilon: float,
     ):
         into = ((embed,), (heads, embed // heads), (axes.EMBED, axes.HEADS, axes.HEAD_DIM), dtype)
-        self.attention_norm = LayerNorm(rngs, embed, dtype)
+        self.attention_norm = LayerNorm(rngs, embed, dtype, norm_epsilon)
         self.query = Dense(rngs, *into, init="xavier")
         self.key = Dense(rngs, *into, init="xavier")
         self.value = Dense(rngs, *into, init="xavier")
@@ -40,10 +55,10 @@ class Block(nnx.Module):
             dtype,
             init="xavier",
         )
-        self.mlp_norm = LayerNorm(rngs, embed, dtype)
+        self.mlp_norm = LayerNorm(rngs, embed, dtype, norm_epsilon)
         self.up = Dense(rngs, (embed,), (mlp,), (axes.EMBED, axes.MLP), dtype, init="xavier")
         self.down = Dense(rngs, (mlp,), (embed,), (axes.MLP, axes.EMBED), dtype, init="xavier")
-        self.dropout = nnx.Dropout(dropout)
+        self.dropout, self.activation = nnx.Dropout(dropout), ACTIVATIONS[activation]
 
     def __call__(self, x_BTD: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
         """Maps ``[B, T, D]`` to the same."""
@@ -57,7 +72,7 @@ class Block(nnx.Module):
         )
         x_BTD = x_BTD + self.dropout(x, rngs=rngs)
         x = constrain(self.mlp_norm(x_BTD), BATCH, LENGTH, None)
-        x = constrain(jax.nn.gelu(self.up(x)), BATCH, LENGTH, axes.MLP)
+        x = constrain(self.activation(self.up(x)), BATCH, LENGTH, axes.MLP)
         x = constrain(self.down(self.dropout(x, rngs=rngs)), BATCH, STREAM, None)
         return x_BTD + self.dropout(x, rngs=rngs)
 
@@ -73,6 +88,8 @@ class ViT(nnx.Module):
         sizes: tuple[int, int, int, int],
         patch: int,
         pool: str,
+        activation: str,
+        norm_epsilon: float,
         dropout: float,
         scan: bool,
         remat: str,
@@ -91,9 +108,9 @@ class ViT(nnx.Module):
             zeros = axes.annotate(nnx.initializers.zeros_init(), axes.EMBED)
             self.token = nnx.Param(zeros(rngs.params(), (embed,), jnp.float32))
         self.dropout = nnx.Dropout(dropout)
-        make = lambda keys: Block(keys, embed, heads, mlp, dtype, dropout)
+        make = lambda keys: Block(keys, embed, heads, mlp, dtype, dropout, activation, norm_epsilon)
         self.layers = Stack(rngs, make, depth, scan=scan, remat=remat)
-        self.norm = LayerNorm(rngs, embed, dtype)
+        self.norm = LayerNorm(rngs, embed, dtype, norm_epsilon)
         self.head = head(rngs, embed, spec.outputs, dtype, init="zeros")
 
     def __call__(self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None) -> Output:
@@ -135,6 +152,8 @@ def vit(
     heads: int = 0,
     mlp: int = 0,
     pool: str = "token",
+    activation: str = "gelu_tanh",
+    norm_epsilon: float = 1e-6,
     dropout: float = 0.0,
     scan: bool = True,
     remat: str = "none",
@@ -155,6 +174,9 @@ def vit(
         heads: 0 takes the preset's.
         mlp: hidden units; 0 takes 4 ``embed``.
         pool: "token" (a class token) or "gap" (the mean of all patches). Default: "token".
+        activation: "gelu_tanh" (the tanh approximation, as in the authors' code) or "gelu" (exact,
+            as in PyTorch's). Default: "gelu_tanh".
+        norm_epsilon: of the norms. Default: 1e-6, as in the authors' code; Hugging Face has 1e-12.
         dropout: rate after embedding, attention and both MLP layers. Default: 0.
         scan: whether the blocks are stacked and run by a scan. Default: True.
         remat: what the backward pass computes again, see ``lamina.models.stack``. Default: "none".
@@ -167,6 +189,8 @@ def vit(
     if pool not in ("token", "gap"):
         raise ValueError(f"unknown pool {pool!r}; it may be 'token' or 'gap'")
     height, width, _ = require_image(spec, "vit")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"unknown activation {activation!r}; it may be one of {[*ACTIVATIONS]}")
     require_sizes(dropout, patch=patch)
     if height % patch or width % patch:
         fitting = [p for p in range(1, min(height, width) + 1) if not (height % p or width % p)]
@@ -181,4 +205,6 @@ def vit(
     if embed % heads:
         raise ValueError(f"heads={heads} must divide embed={embed}")
     sizes = (depth, embed, heads, mlp or 4 * embed)
-    return ViT(rngs, spec, dtype, sizes, patch, pool, dropout, scan, remat)
+    return ViT(
+        rngs, spec, dtype, sizes, patch, pool, activation, norm_epsilon, dropout, scan, remat
+    )

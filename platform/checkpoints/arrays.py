@@ -20,7 +20,7 @@ from lamina.platform.checkpoints import quiet, reading
 from lamina.platform.checkpoints.manifest import ArrayRecord, is_key
 from lamina.platform.checkpoints.names import nest
 
-_CHUNK = 8 << 20  # bytes of a chunk, at most
+_CHUNK = 4 << 20  # bytes of a chunk, at most
 _CRUMB = 1 << 19  # shards whose chunks would be smaller than this are not cut
 
 
@@ -100,19 +100,28 @@ def chunk_bytes(array: jax.Array) -> int | None:
 
     Chunks let another mesh read its own parts. Orbax cuts a shard along its dimensions, the split
     ones first, into equal parts, the largest dimension by its next smaller divisor each time; where
-    that leads to crumbs, as with dimensions that are primes, the shard stays whole.
+    that leads to crumbs, as with dimensions that are primes, chunks may be larger, or the shard
+    stays whole.
     """
+    for limit in (_CHUNK, 2 * _CHUNK, 4 * _CHUNK):
+        if _cut_to(array, limit) >= _CRUMB:
+            return limit
+    return None
+
+
+def _cut_to(array: jax.Array, limit: int) -> int:
+    """Bytes of the chunks that Orbax makes of an array for a limit."""
     shard = array.sharding.shard_shape(array.shape)
     split = [part != whole for part, whole in zip(shard, array.shape, strict=True)]
     extents = list(shard)
-    while math.prod(extents) * array.dtype.itemsize > _CHUNK:
+    while math.prod(extents) * array.dtype.itemsize > limit:
         able = [d for d, extent in enumerate(extents) if extent > 1 and split[d]]
         if not able:
             split = [True] * len(extents)
             continue
         d = max(able, key=lambda d: extents[d])
         extents[d] = _next_divisor(shard[d], extents[d])
-    return _CHUNK if math.prod(extents) * array.dtype.itemsize >= _CRUMB else None
+    return math.prod(extents) * array.dtype.itemsize
 
 
 def _next_divisor(number: int, below: int) -> int:

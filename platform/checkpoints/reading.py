@@ -2,7 +2,7 @@
 
 An array is stored in chunks (`arrays.py`). Each chunk that overlaps a shard of this process is read
 once, whatever the mesh, and copied from there to all shards that need a part of it. What is read
-but not yet on its device is limited to a sixteenth of the whole (32 MB at least), and large shards
+but not yet on its device is limited to a sixteenth of the whole (16 MB at least), and large shards
 go to their device in parts, so that a restore needs little more memory than its result.
 """
 
@@ -25,10 +25,10 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from lamina.platform.checkpoints.failures import cause
 
-_IN_FLIGHT = 32 << 20  # bytes that may be read but not yet placed, at least
+_IN_FLIGHT = 16 << 20  # bytes that may be read but not yet placed, at least
 _SHARE = 16  # ... or this part of all that is read
-_PIECE = 32 << 20  # shards larger than this go to their device in pieces
-_CACHE = 16 << 20  # bytes of the store's index that are kept
+_PIECE = 8 << 20  # shards larger than this go to their device in pieces
+_CACHE = 4 << 20  # bytes of the store's index that are kept
 
 Box = tuple[tuple[int, int], ...]
 """(start, stop) in each dimension."""
@@ -93,7 +93,7 @@ def read(folder: epath.Path, wanted: Mapping[str, Wanted]) -> dict[str, jax.Arra
         while pending and in_flight + step.nbytes > limit:
             freed = _finish(*pending.popleft())
             in_flight, since = in_flight - freed, since + freed
-            if since > limit:
+            if since > _PIECE:
                 _give_back()
                 since = 0
         pending.append((step, step.start()))

@@ -82,7 +82,13 @@ def test_only_what_the_devices_need_is_read(tmp_path, small_chunks, monkeypatch)
 
 @pytest.mark.parametrize(
     ("shape", "chunk"),
-    [((4096, 4096), 8 << 20), ((50257, 768), 8 << 20), ((50021, 768), None), ((3_000_017,), None)],
+    [
+        ((4096, 4096), 4 << 20),
+        ((50257, 768), 8 << 20),
+        ((50304, 768), 4 << 20),
+        ((50021, 768), None),
+        ((5_000_011,), None),
+    ],
 )
 def test_shards_are_cut_where_that_leaves_no_crumbs(shape, chunk):
     leaf = jax.ShapeDtypeStruct(
@@ -98,6 +104,6 @@ def test_a_restore_onto_another_mesh_peaks_below_1_3_times_its_shards(pair):
     spec = importlib.util.spec_from_file_location("benchmark_restoring", path)
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
-    needed, peak, _ = module.measure(*pair, 384)
-    assert needed == 384 << 20
+    needed, peak, _ = module.measure(*pair, 512)
+    assert needed == 512 << 20
     assert peak <= 1.3 * needed
