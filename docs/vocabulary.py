@@ -55,7 +55,7 @@ def _named(name: str, kind: configs.Kind) -> Iterator[str]:
     if name == "optimizer":
         yield "Names: " + ", ".join(f"`{n}`" for n in kind.table) + "."
         yield (
-            "Further keys are the plain parameters of the optax function: `lamina check` shows all "
+            "Further keys are the plain parameters of the function behind a name: `lamina check` shows all "
             "with their defaults. Where optax takes None, 0 or `''` stands for it."
         )
         return

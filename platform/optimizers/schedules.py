@@ -17,15 +17,20 @@ import math
 from collections.abc import Callable
 from typing import Any, Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamina.platform.errors import UserError
-
-Schedule = Callable[[jax.typing.ArrayLike], jax.Array]
-
-Number = Any  # int or float, or a traced scalar
+from lamina.platform.optimizers.plateau import plateau
+from lamina.platform.optimizers.ramps import (
+    Schedule,
+    check,
+    progress,
+    real,
+    share,
+    steps_after_warmup,
+    warmup,
+)
+from lamina.platform.optimizers.stages import infinite, rewarm
 
 
 def constant(steps: int, *, warmup_steps: int = 0) -> Schedule:
@@ -36,8 +41,8 @@ def constant(steps: int, *, warmup_steps: int = 0) -> Schedule:
         warmup_steps: W; 0 starts at the peak.
     """
     del steps
-    _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
-    return lambda step: _warmup(step, warmup_steps)
+    check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
+    return lambda step: warmup(step, warmup_steps)
 
 
 def linear(steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> Schedule:
@@ -51,11 +56,11 @@ def linear(steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> S
     >>> linear(4)(np.arange(5)).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
-    decay = _steps_after_warmup(steps, warmup_steps)
+    decay = steps_after_warmup(steps, warmup_steps)
 
     def schedule(step):
-        x = _progress(step, warmup_steps, decay)
-        return _warmup(step, warmup_steps) * (1 - (1 - final_factor) * x)
+        x = progress(step, warmup_steps, decay)
+        return warmup(step, warmup_steps) * (1 - (1 - final_factor) * x)
 
     return schedule
 
@@ -71,12 +76,12 @@ def cosine(steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> S
     References:
         Loshchilov and Hutter, SGDR, https://arxiv.org/abs/1608.03983 (one cycle, no restart)
     """
-    decay = _steps_after_warmup(steps, warmup_steps)
+    decay = steps_after_warmup(steps, warmup_steps)
 
     def schedule(step):
-        x = _progress(step, warmup_steps, decay)
+        x = progress(step, warmup_steps, decay)
         factor = final_factor + (1 - final_factor) * (1 + jnp.cos(math.pi * x)) / 2
-        return _warmup(step, warmup_steps) * factor
+        return warmup(step, warmup_steps) * factor
 
     return schedule
 
@@ -103,16 +108,16 @@ def one_cycle(
     References:
         Smith and Topin, Super-Convergence, https://arxiv.org/abs/1708.07120
     """
-    _check(steps >= 1, f"steps = {steps} should be 1 or more")
-    _check(
+    check(steps >= 1, f"steps = {steps} should be 1 or more")
+    check(
         (rise_fraction >= 0) & (rise_fraction < 1),
         f"rise_fraction = {rise_fraction} should be in [0, 1)",
     )
-    rise = _share(rise_fraction, steps)
+    rise = share(rise_fraction, steps)
 
     def schedule(step):
-        up = (1 - jnp.cos(math.pi * _progress(step, 0, rise))) / 2
-        down = (1 + jnp.cos(math.pi * _progress(step, rise, steps - rise))) / 2
+        up = (1 - jnp.cos(math.pi * progress(step, 0, rise))) / 2
+        down = (1 + jnp.cos(math.pi * progress(step, rise, steps - rise))) / 2
         rising = start_factor + (1 - start_factor) * up
         return jnp.where(jnp.asarray(step) < rise, rising, final_factor + (1 - final_factor) * down)
 
@@ -144,21 +149,19 @@ def wsd(
         2. Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations,
            https://arxiv.org/abs/2405.18392
     """
-    _check(
+    check(
         (decay_fraction >= 0) & (decay_fraction <= 1),
         f"decay_fraction = {decay_fraction} should be in [0, 1]",
     )
-    _check(shape in ("linear", "sqrt"), f"shape = {shape!r} should be 'linear' or 'sqrt'")
-    decay = _share(decay_fraction, steps)
-    stable = _steps_after_warmup(steps, warmup_steps) - decay
-    _check(
-        stable >= 0, f"warmup_steps = {warmup_steps} and a decay of {decay} exceed {steps} steps"
-    )
+    check(shape in ("linear", "sqrt"), f"shape = {shape!r} should be 'linear' or 'sqrt'")
+    decay = share(decay_fraction, steps)
+    stable = steps_after_warmup(steps, warmup_steps) - decay
+    check(stable >= 0, f"warmup_steps = {warmup_steps} and a decay of {decay} exceed {steps} steps")
 
     def schedule(step):
-        x = _progress(step, steps - decay, decay)
+        x = progress(step, steps - decay, decay)
         x = jnp.sqrt(x) if shape == "sqrt" else x
-        return _warmup(step, warmup_steps) * (1 - (1 - final_factor) * x)
+        return warmup(step, warmup_steps) * (1 - (1 - final_factor) * x)
 
     return schedule
 
@@ -174,11 +177,11 @@ def inverse_square_root(steps: int, *, warmup_steps: int) -> Schedule:
         Vaswani et al., Attention Is All You Need, https://arxiv.org/abs/1706.03762, section 5.3
     """
     del steps
-    _check(warmup_steps >= 1, f"warmup_steps = {warmup_steps} should be 1 or more")
+    check(warmup_steps >= 1, f"warmup_steps = {warmup_steps} should be 1 or more")
 
     def schedule(step):
-        count = jnp.maximum(_float(step) + 1, warmup_steps)
-        return _warmup(step, warmup_steps) * jnp.sqrt(warmup_steps / count)
+        count = jnp.maximum(real(step) + 1, warmup_steps)
+        return warmup(step, warmup_steps) * jnp.sqrt(warmup_steps / count)
 
     return schedule
 
@@ -193,13 +196,13 @@ def exponential(steps: int, *, rate: float, every: int = 1, warmup_steps: int = 
         warmup_steps: W.
     """
     del steps
-    _check((rate > 0) & (rate <= 1), f"rate = {rate} should be in (0, 1]")
-    _check(every >= 1, f"every = {every} should be 1 or more")
-    _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
+    check((rate > 0) & (rate <= 1), f"rate = {rate} should be in (0, 1]")
+    check(every >= 1, f"every = {every} should be 1 or more")
+    check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
 
     def schedule(step):
-        passed = jnp.maximum(_float(step) - warmup_steps, 0)
-        return _warmup(step, warmup_steps) * jnp.power(rate, passed / every)
+        passed = jnp.maximum(real(step) - warmup_steps, 0)
+        return warmup(step, warmup_steps) * jnp.power(rate, passed / every)
 
     return schedule
 
@@ -229,51 +232,62 @@ def piecewise(
     [1.0, 1.0, 0.5, 0.5, 0.25, 0.25]
     """
     del steps
-    _check(
+    check(
         len(factors) == len(boundaries) + 1,
         f"{len(boundaries)} boundaries need {len(boundaries) + 1} factors, not {len(factors)}",
     )
     points = (0, *boundaries)
-    _check(
+    check(
         all(a < b for a, b in zip(points, boundaries, strict=False)),
         f"boundaries = {boundaries} should be increasing and above 0",
     )
-    _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
+    check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
     values = np.asarray(factors, np.float32)
 
     def schedule(step):
         if interpolate:
-            factor = jnp.interp(_float(step), np.asarray(points, np.float32), values)
+            factor = jnp.interp(real(step), np.asarray(points, np.float32), values)
         else:
             index = jnp.searchsorted(np.asarray(boundaries, np.int32), step, side="right")
             factor = jnp.asarray(values)[index]
-        return _warmup(step, warmup_steps) * factor
+        return warmup(step, warmup_steps) * factor
 
     return schedule
 
 
-SCHEDULES: dict[str, Callable[..., Schedule]] = {
+SCHEDULES: dict[str, Callable[..., Any]] = {
     "constant": constant,
     "cosine": cosine,
     "exponential": exponential,
+    "infinite": infinite,
     "inverse_square_root": inverse_square_root,
     "linear": linear,
     "one_cycle": one_cycle,
     "piecewise": piecewise,
+    "plateau": plateau,
+    "rewarm": rewarm,
     "wsd": wsd,
 }
+"""Name to factory: number of steps and keys to a function step -> factor; or, where the factor also
+depends on the loss, to a `plateau.Controlled`."""
 
-EXTENDABLE = ("constant", "exponential", "inverse_square_root", "piecewise")
+EXTENDABLE = ("constant", "exponential", "inverse_square_root", "piecewise", "plateau")
 
 
-def extendable(name: str) -> bool:
+def extendable(name: str, *, anneal_steps: int = 0, **keys: Any) -> bool:
     """Returns whether a longer `steps` never changes the factors of earlier steps.
 
-    Only then may a finished run be continued under the same config. "wsd" is not extendable as a
-    whole, but may be continued from a checkpoint before its decay: see `shared_steps`. A schedule
-    that isn't in `SCHEDULES` counts as not extendable.
+    Only then may a finished run be continued under the same config. "infinite" is extendable until
+    it anneals. "wsd" is not as a whole, but may be continued from a checkpoint before its decay:
+    see `shared_steps`. A schedule that isn't in `SCHEDULES` counts as not extendable.
+
+    Args:
+        name: of the schedule.
+        anneal_steps: of "infinite".
+        **keys: its other keys, which don't matter.
     """
-    return name in EXTENDABLE
+    del keys
+    return name in EXTENDABLE or (name == "infinite" and not anneal_steps)
 
 
 def shared_steps(short: Schedule, long: Schedule, steps: int) -> int:
@@ -287,38 +301,3 @@ def shared_steps(short: Schedule, long: Schedule, steps: int) -> int:
     numbers = np.arange(steps, dtype=np.int32)
     differ = np.asarray(short(numbers)) != np.asarray(long(numbers))
     return int(np.argmax(differ)) if differ.any() else steps
-
-
-def _float(step: jax.typing.ArrayLike) -> jax.Array:
-    return jnp.asarray(step).astype(jnp.float32)
-
-
-def _warmup(step: jax.typing.ArrayLike, warmup_steps: Number) -> jax.Array:
-    return jnp.minimum((_float(step) + 1) / jnp.maximum(warmup_steps, 1), 1.0)
-
-
-def _progress(step: jax.typing.ArrayLike, start: Number, length: Number) -> jax.Array:
-    """Returns (step - start) / length within [0, 1]; the difference is taken in integers."""
-    passed = jnp.clip(jnp.asarray(step) - start, 0, length)
-    return passed.astype(jnp.float32) / jnp.maximum(length, 1)
-
-
-def _share(fraction: Number, steps: int) -> Number:
-    """Returns a share of the steps, rounded."""
-    if isinstance(fraction, jax.Array):
-        return jnp.round(fraction * steps).astype(jnp.int32)
-    return round(fraction * steps)
-
-
-def _steps_after_warmup(steps: int, warmup_steps: Number) -> Number:
-    """Returns the steps that are left for the decay; a run may also end within its warm-up."""
-    _check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should not be negative")
-    if isinstance(warmup_steps, jax.Array):
-        return jnp.maximum(steps - warmup_steps, 0)
-    return max(steps - warmup_steps, 0)
-
-
-def _check(condition: bool | jax.Array, message: str) -> None:
-    """Refuses a mistake; what depends on a traced number can't be looked at."""
-    if not isinstance(condition, jax.Array) and not condition:
-        raise UserError(f"schedule: {message}")

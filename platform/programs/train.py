@@ -95,7 +95,7 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     }
     steps = differences.get("steps")
     longer = steps is not None and isinstance(steps[0], int) and 0 < steps[0] < steps[1]
-    if longer and schedules.extendable(new["schedule"]["name"]):
+    if longer and schedules.extendable(**new["schedule"]):
         del differences["steps"]
     seeds = differences.get("seeds")
     if seeds is not None and isinstance(seeds[0], tuple) and set(seeds[0]) < set(seeds[1]):

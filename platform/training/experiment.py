@@ -6,7 +6,6 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -22,21 +21,11 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.data.table import DATASETS
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import schedules, table, weights
-from lamina.platform.training import layout, parameters, seeds, settings, step
+from lamina.platform.training import layout, optimizing, parameters, seeds, settings, step
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.tasks import TASKS, Task
 from lamina.sharding import mesh as meshes
 from lamina.sharding import rules as partition_rules
-
-
-class Optimizer(NamedTuple):
-    """Keys of the `optimizer` block that every optimizer has.
-
-    Attributes:
-        learning_rate: the peak of the schedule.
-    """
-
-    learning_rate: float
 
 
 def _contradictions(c: FrozenConfigDict):
@@ -82,6 +71,8 @@ def _contradictions(c: FrozenConfigDict):
         )
     if not 0 <= c.ema.decay < 1:
         yield f"ema.decay = {c.ema.decay} should lie in [0, 1)"
+    if not 0 <= c.optimizer.learning_rate < math.inf:
+        yield f"optimizer.learning_rate = {c.optimizer.learning_rate} should be 0 or more"
     if c.clip_norm < 0:
         yield f"clip_norm = {c.clip_norm} should not be negative"
     if c.checkpoint.keep < 1:
@@ -142,7 +133,7 @@ SCHEMA = configs.Schema(
     kinds={
         "data": configs.Kind(DATASETS, shared=settings.Data),
         "model": configs.Kind(MODELS),
-        "optimizer": configs.Kind(table.OPTIMIZERS, table.options, Optimizer),
+        "optimizer": configs.Kind(table.OPTIMIZERS, table.options, settings.Optimizer),
         "schedule": configs.Kind(schedules.SCHEDULES),
         "task": configs.Kind(TASKS),
     },
@@ -252,7 +243,6 @@ def assemble(
 
 
 def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experiment:
-    kinds = SCHEMA.kinds
     mesh = meshes.create(devices, **c.mesh)
     ways = meshes.batch_parallelism(mesh) * c.accumulation
     if c.data.batch_size % ways:
@@ -266,14 +256,13 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     rules = sharding_rules(c.sharding, model)
     train = dataset.splits["train"]
     steps = c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
-    factor = configs.build(c.schedule, kinds["schedule"], "schedule", trust, steps)
-    peak = c.optimizer.learning_rate
-    learning_rate = lambda count: peak * factor(count)
+    rate = optimizing.learning_rate(c, trust, steps)
+    optimizer = optimizing.optimizer(c, trust, rate, optimizing.trained_axes(model, trained))
     recipe = step.Recipe(
         model=model,
         task=task,
-        optimizer=build_optimizer(c, trust, learning_rate),
-        learning_rate=learning_rate,
+        optimizer=optimizer,
+        learning_rate=rate.recorded,
         augment=_augment(c.data, trust, spec),
         parameters=trained,
         optimizer_eval_params=lambda state, params: weights.eval_params(
@@ -346,24 +335,6 @@ def build_model(
         model.axes,
     )
     return model, task, trained
-
-
-def build_optimizer(
-    c: FrozenConfigDict, trust: Sequence[str], learning_rate: optax.Schedule
-) -> optax.GradientTransformationExtraArgs:
-    """Returns the optimizer of a resolved config, with clipping before it.
-
-    Raises:
-        UserError: the optimizer refuses its keys.
-    """
-    kind = SCHEMA.kinds["optimizer"]
-    factory = configs.lookup(c.optimizer.name, kind.table, "optimizer", trust)
-    named = c.optimizer.name if c.optimizer.name in kind.table else factory
-    keys = {k: v for k, v in c.optimizer.items() if k not in ("name", "learning_rate")}
-    optimizer = table.create(named, learning_rate, **configs.thaw(keys))
-    if c.clip_norm:
-        optimizer = optax.chain(optax.clip_by_global_norm(c.clip_norm), optimizer)
-    return optax.with_extra_args_support(optimizer)
 
 
 def _augment(data: Mapping, trust, spec):

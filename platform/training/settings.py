@@ -43,6 +43,20 @@ class Settings(NamedTuple):
     tracker_options: Mapping[str, Any] = _EMPTY
 
 
+class Optimizer(NamedTuple):
+    """Keys of the `optimizer` block that every optimizer has.
+
+    Attributes:
+        learning_rate: the peak of the schedule.
+        rules: a rule's name to a block with `paths` (regular expressions of parameter paths), and
+            what those parameters have instead: `learning_rate_factor`, keys such as `weight_decay`,
+            or another optimizer's `name` and keys.
+    """
+
+    learning_rate: float
+    rules: Mapping[str, Any] = _EMPTY
+
+
 class Data(NamedTuple):
     """Keys of the `data` block that every data set has.
 

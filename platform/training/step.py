@@ -33,7 +33,7 @@ class Recipe(NamedTuple):
         model: the model's `init` and `apply`.
         task: losses and metrics.
         optimizer: the gradient transformation, clipping included.
-        learning_rate: step to learning rate, for the record.
+        learning_rate: (step, optimizer state after it) to its learning rate, for the record.
         augment: `(key, batch) -> batch`.
         parameters: which parameters are trained, and how all of them follow.
         optimizer_eval_params: (optimizer state, trained parameters) to the ones to evaluate.
@@ -47,7 +47,7 @@ class Recipe(NamedTuple):
     model: FunctionalModel
     task: Task
     optimizer: optax.GradientTransformationExtraArgs
-    learning_rate: Callable[[jax.Array], jax.Array]
+    learning_rate: Callable[[jax.Array, Any], jax.Array]
     augment: Callable[[jax.Array, Batch], Batch]
     parameters: Parameters
     optimizer_eval_params: Callable[[Any, Any], Any]
@@ -172,7 +172,10 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
-    metrics = {**metrics, "learning_rate": (recipe.learning_rate(state.step), jnp.ones(()))}
+    metrics = {
+        **metrics,
+        "learning_rate": (recipe.learning_rate(state.step, optimizer_state), jnp.ones(())),
+    }
     first_bad = (state.nonfinite_step < 0) & ~jnp.isfinite(loss)
     new = dataclasses.replace(
         state,

@@ -17,8 +17,11 @@ from lamina.platform.checkpoints.restoring import Restored
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import weights
 from lamina.platform.reporting import added, folder, storage
-from lamina.platform.training import experiment, seeds
+from lamina.platform.training import experiment, optimizing, seeds
 from lamina.platform.training.tasks import Task
+
+_LONG = 2**30
+"""Steps of a run whose length is given in epochs, where only the state's structure matters."""
 
 
 class Trained(NamedTuple):
@@ -85,7 +88,9 @@ def read(
     saved_seeds = list(found.extra.get("seeds", config.seeds))
     one = seeds.take(found.state, len(saved_seeds), saved_seeds.index(chosen))
     trained = jax.tree.map(jnp.asarray, one["ema"] if one.get("ema") else one["params"])
-    optimizer = experiment.build_optimizer(config, trust, lambda count: 0.0)
+    axes = optimizing.trained_axes(model, parameters)
+    rate = optimizing.learning_rate(config, trust, config.steps or _LONG)
+    optimizer = optimizing.optimizer(config, trust, rate, axes)
     abstract = jax.eval_shape(optimizer.init, trained)
     if weights.keeps_average(abstract) and not one.get("ema"):
         index = saved_seeds.index(chosen)
