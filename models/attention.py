@@ -1,4 +1,4 @@
-"""Scaled dot-product attention (Vaswani et al. 2017) in three implementations of one function.
+"""Scaled dot-product attention (Vaswani et al. 2017) in four implementations of one function.
 
 Letters: B batch, T queries, S keys, H query heads, G key and value heads (H is a multiple of G;
 Ainslie et al. 2023, arXiv 2305.13245), K units of a head.
@@ -9,14 +9,17 @@ import jax.numpy as jnp
 
 from lamina.models import placement
 from lamina.models.layers import chunk_size
+from lamina.models.splash import splash, suits
 
-IMPLEMENTATIONS = ("auto", "dense", "blocked", "fused")
+IMPLEMENTATIONS = ("auto", "dense", "blocked", "fused", "splash")
 
 #: Blocks of queries in the "blocked" implementation: of a causal square of n * n blocks only
 #: n (n + 1) / 2 are computed. Measured on CPU: 4 is best for 256 tokens, 2 little worse.
 QUERY_BLOCKS = 4
 #: Blocks smaller than this cost more in dispatch than they save.
 SMALLEST_BLOCK = 32
+#: Positions from which on a TPU takes the kernel; below, the logits are small.
+LONG = 1024
 
 
 def attend(
@@ -40,14 +43,17 @@ def attend(
         implementation: "dense" (all logits at once), "blocked" (plain operations in chunks that
             stay in a CPU's cache, skipping blocks that the causal mask hides; the backward pass
             computes a chunk again instead of keeping its logits), "fused"
-            (``jax.nn.dot_product_attention``), or "auto": "blocked" where the program is for
-            a CPU, else "fused". Default: "auto".
+            (``jax.nn.dot_product_attention``), "splash" (causal only: a Pallas kernel for TPU,
+            see ``lamina.models.splash``), or "auto": "blocked" where the program is for a CPU,
+            "splash" on TPU for causal attention over at least ``LONG`` positions, else "fused".
+            Default: "auto".
 
     Returns:
         ``[B, T, H, K]`` in the dtype of the queries.
 
     Raises:
-        ValueError: an unknown implementation, or heads that don't divide.
+        ValueError: an unknown implementation, heads that don't divide, or "splash" for what it
+            can't do.
     """
     heads, groups = query_BTHK.shape[2], key_BSGK.shape[2]
     if heads % groups:
@@ -57,7 +63,11 @@ def attend(
             f"unknown implementation {implementation!r}; it may be one of {IMPLEMENTATIONS}"
         )
     if implementation == "auto":
-        implementation = "blocked" if placement.platform() == "cpu" else "fused"
+        implementation = _chosen(query_BTHK, key_BSGK, causal)
+    if implementation == "splash":
+        if not causal:
+            raise ValueError("attention 'splash' is causal; without a mask use 'fused'")
+        return splash(query_BTHK, key_BSGK, value_BSGK, segments_BT)
     if implementation == "fused":
         mask = None if segments_BT is None else _same_segment(segments_BT, segments_BT)[:, None]
         return jax.nn.dot_product_attention(
@@ -83,6 +93,14 @@ def attend_cached(
         ``[B, T, H, K]``.
     """
     return _rows(query_BTHK, key_BSGK, value_BSGK, None, start, True)
+
+
+def _chosen(query: jax.Array, key: jax.Array, causal: bool) -> str:
+    platform = placement.platform()
+    if platform == "cpu":
+        return "blocked"
+    long = causal and query.shape[1] >= LONG and suits(query, key)
+    return "splash" if platform == "tpu" and long else "fused"
 
 
 def _blocked(
