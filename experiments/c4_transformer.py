@@ -16,6 +16,11 @@ of N devices holds 1/N of the 11.6 GB of parameters and moments.
     lamina run --config=c4_transformer --config.data.data_dir=DATA --workdir=gs://BUCKET/c4
     lamina run --config=c4_transformer:synthetic --workdir=runs/try    # random bytes, 2 steps
     lamina run --config=c4_transformer:tiny --workdir=runs/try         # and 2 blocks of width 64
+    lamina plan --config=c4_transformer:8b --topology=v5e:16x16        # layouts of a larger one
+
+The variant "8b" has blocks of the sizes of LLaMA 3 8B (Grattafiori et al. 2024, arXiv 2407.21783,
+table 3), and 36 instead of 32 of them, since bytes need no embeddings of 128,256 tokens: 7.9
+billion parameters, on rows of 4,096 bytes.
 """
 
 from ml_collections import ConfigDict
@@ -26,10 +31,11 @@ def get_config(variant: str = "") -> ConfigDict:
 
     Args:
         variant: "", or "synthetic" (two steps of the whole model on two documents of random bytes;
-            one device needs 20 GB for it), or "tiny" (eight documents and a small model).
+            one device needs 20 GB for it), "tiny" (eight documents and a small model), or "8b" (7.9
+            billion parameters, for a pod).
     """
-    if variant not in ("", "synthetic", "tiny"):
-        raise ValueError(f"{variant!r} should be synthetic or tiny, or left out")
+    if variant not in ("", "synthetic", "tiny", "8b"):
+        raise ValueError(f"{variant!r} should be synthetic, tiny or 8b, or left out")
     config = ConfigDict()
     config.program = "train"
     config.seeds = (0,)  # values
@@ -87,7 +93,23 @@ def get_config(variant: str = "") -> ConfigDict:
     config.checkpoint = ConfigDict(dict(every=500, keep=2))  # steps, newest
     config.log_every = 10  # steps
     config.steps_per_call = 1  # steps in one dispatch
-    if variant:
+    if variant == "8b":
+        config.steps = 160_000  # of a million bytes: 20 bytes for each parameter
+        config.data.update(dict(context=4096, batch_size=256))
+        config.data.stand_in.update(dict(context=4096, examples=8))
+        config.model = ConfigDict(
+            dict(
+                name="transformer",
+                preset="llama3-8b",
+                depth=36,  # blocks
+                tied=False,
+                rope_theta=500_000.0,
+                remat="full",
+            )
+        )
+        config.optimizer.learning_rate = 3e-4  # peak, as LLaMA 3 8B has it
+        config.accumulation = 1
+    elif variant:
         config.data = ConfigDict({**config.data.stand_in.to_dict(), "batch_size": 2})
         config.accumulation = 1
         config.steps = 2
