@@ -16,6 +16,7 @@ COMMANDS = {
     "run": ("lamina.platform.commands.run", "trains, or goes on with a run that was stopped"),
     "check": ("lamina.platform.commands.check", "builds everything without computing anything"),
     "compile": ("lamina.platform.commands.compile", "compiles for a TPU pod, without one"),
+    "plan": ("lamina.platform.commands.plan", "ranks layouts for a TPU pod, without one"),
     "list": ("lamina.platform.commands.list", "shows shipped experiments and finished runs"),
     "compare": ("lamina.platform.commands.compare", "puts runs side by side in one HTML file"),
     "report": ("lamina.platform.commands.report", "writes a run's report.html again"),

@@ -1,6 +1,9 @@
 """The tables of `lamina compile` and `lamina plan`."""
 
+from collections.abc import Sequence
+
 from lamina.platform.planning.analysis import Analysis, traffic
+from lamina.platform.planning.search import AXES, Tried
 from lamina.platform.reporting.tables import Table
 from lamina.sharding.pods.chips import GIB
 from lamina.sharding.pods.roofline import KERNEL_EFFICIENCY
@@ -120,3 +123,38 @@ def notes(analysis: Analysis) -> list[str]:
                 f"to reach {KERNEL_EFFICIENCY:.0%} of the peak."
             )
     return told
+
+
+def ranking(tried: Sequence[Tried]) -> Table:
+    """The layouts of a plan, best first."""
+    rows = []
+    for rank, each in enumerate(tried, start=1):
+        found, candidate = each.found, each.candidate
+        layout = mesh(dict(zip(AXES, candidate.sizes, strict=True)))
+        chosen = (layout, candidate.rules, candidate.remat, str(candidate.accumulation))
+        if found is None:
+            rows.append((str(rank), *chosen, "", "", "", "", each.reason))
+        elif found.estimate is None or not found.fits:
+            rows.append((str(rank), *chosen, gib(found.needed), "", "", "", "doesn't fit"))
+        else:
+            best, likely, worst = (
+                found.estimate.lower,
+                found.estimate.estimate,
+                found.estimate.upper,
+            )
+            rows.append(
+                (
+                    str(rank),
+                    *chosen,
+                    gib(found.needed),
+                    f"{likely * 1e3:,.0f}",
+                    f"{best * 1e3:,.0f} - {worst * 1e3:,.0f}",
+                    f"{found.mfu(likely):.1%}",
+                    found.estimate.bound,
+                )
+            )
+    columns = (
+        *(">", "mesh", "rules", "remat", ">parts", ">memory"),
+        *(">step, ms", ">bounds, ms", ">MFU", "limit"),
+    )
+    return Table(columns, rows, wrap=("limit",))
