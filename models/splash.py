@@ -57,16 +57,22 @@ def splash(
     placed = placement.in_force()
     if placed is None or placed.mesh.size == 1:
         return run(query_BTHK, key_BSGK, value_BSGK, segments_BT)
-    rows = placement.partition_spec(segments_BT.shape, placement.BATCH, None)
-    groups = placement.partition_spec(key_BSGK.shape, placement.BATCH, None, axes.KV_HEADS, None)
-    heads = P(*groups)  # as the groups lie, so that each device has the keys of its queries
+    rows = _told(segments_BT, placement.BATCH, None)
+    # Queries lie as their groups do, so that each device has the keys of its queries.
+    heads = _told(key_BSGK, placement.BATCH, None, axes.KV_HEADS, None)
     return jax.shard_map(
         run,
         mesh=placed.mesh,
-        in_specs=(heads, groups, groups, rows),
+        in_specs=(heads, heads, heads, rows),
         out_specs=heads,
         check_vma=False,
     )(query_BTHK, key_BSGK, value_BSGK, segments_BT)
+
+
+def _told(x: jax.Array, *names: str | None) -> P:
+    """Returns how the placement splits an array; what it leaves open isn't split."""
+    parts = placement.partition_spec(x.shape, *names)
+    return P(*(None if part is P.UNCONSTRAINED else part for part in parts))
 
 
 def _kernel(

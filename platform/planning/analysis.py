@@ -103,7 +103,7 @@ def analyse(outcome: Outcome, wanted: Topology) -> Analysis:
 
 def _of_layout(facts: Facts) -> Iterable[str]:
     return warnings.thin_shards(
-        (leaf.path.partition("/")[2], leaf.shape, leaf.shard)
+        (leaf.path.partition("/")[2], leaf.shape, leaf.gathered)
         for leaf in facts.leaves
         if leaf.part == "parameters"
     )

@@ -37,6 +37,14 @@ class Leaf(NamedTuple):
     split: tuple[tuple[str, ...], ...]
 
     @property
+    def gathered(self) -> tuple[int, ...]:
+        """The shard as far as it is gathered before use: without splits over `tensor`."""
+        return tuple(
+            part if set(split) - {"tensor"} else whole
+            for whole, part, split in zip(self.shape, self.shard, self.split, strict=True)
+        )
+
+    @property
     def bytes(self) -> int:
         """Bytes on one device."""
         return math.prod(self.shard) * self.itemsize

@@ -35,10 +35,13 @@ def test_the_kernel_and_its_gradients_equal_plain_attention(segmented):
         np.testing.assert_allclose(grad, other, atol=1e-4)
 
 
-def test_split_over_examples_and_heads_it_is_the_same():
+@pytest.mark.parametrize("heads", [("tensor",), None])
+def test_split_over_examples_and_heads_it_is_the_same(heads):
     devices = np.array(jax.devices()).reshape(4, 2)
     mesh = Mesh(devices, ("data", "tensor"), axis_types=(AxisType.Auto,) * 2)
-    named = {"batch": ("data",), "heads": ("tensor",), "kv_heads": ("tensor",)}
+    named = {"batch": ("data",)}
+    if heads:
+        named |= {"heads": heads, "kv_heads": heads}
     placed = placement.Placement("cpu", mesh, named)
     arrays = inputs(batch=4)
 
