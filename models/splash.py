@@ -5,6 +5,9 @@ compiler can't partition a kernel, so each device runs it on its own examples an
 Letters as in ``lamina.models.attention``.
 """
 
+from collections.abc import Callable
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from jax.sharding import PartitionSpec as P
@@ -87,7 +90,7 @@ def _kernel(
     block = next(size for size in BLOCKS if length % size == 0)
     names = ("block_q", "block_kv", "block_q_dkv", "block_kv_dkv", "block_q_dq", "block_kv_dq")
     sizes = kernels.BlockSizes(**dict.fromkeys(names, block), block_kv_dkv_compute=block)
-    attend = kernels.make_splash_mha(
+    attend: Callable[..., Any] = kernels.make_splash_mha(
         masks.MultiHeadMask([masks.CausalMask((length, length))] * heads),
         block_sizes=sizes,
         head_shards=1,
@@ -96,7 +99,7 @@ def _kernel(
     )
     query, key, value = (x.swapaxes(1, 2) for x in (query * units**-0.5, key, value))
     if segments is None:
-        output = jax.vmap(attend)(query, key, value)
+        output: Any = jax.vmap(attend)(query, key, value)
     else:
         pairs = kernels.SegmentIds(segments, segments)
         output = jax.vmap(attend)(query, key, value, pairs)

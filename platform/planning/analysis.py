@@ -64,6 +64,8 @@ def analyse(outcome: Outcome, wanted: Topology) -> Analysis:
         if sizes is None:
             raise RuntimeError(f"the TPU compiler fails on this program: {outcome.refused}")
         needed, usable = sizes
+        if "temporaries" in outcome.refused:
+            needed += facts.batch_bytes + sum(leaf.bytes for leaf in facts.leaves)
         told = (*_of_layout(facts), *warnings.memory(needed, chip._replace(usable=usable)))
         return Analysis(
             wanted, facts, None, needed, usable, None, None, (), told, outcome.refused,

@@ -195,14 +195,16 @@ def compile_step(
 
 
 def demand(refused: str) -> tuple[float, float] | None:
-    """Returns the bytes that a refused program needs and that there are; None if it doesn't say."""
-    sizes = re.findall(r"(\d+(?:\.\d+)?)([KMGT])", refused)
+    """Returns the bytes that a refused program needs and that there are; None if it doesn't say.
+
+    Where the compiler says what temporaries alone need, the arguments aren't in it.
+    """
     for pattern in (
-        r"required \(([\d.]+)([KMGT])\).*?\(([\d.]+)([KMGT])\)",
+        r"required[^()]*\(([\d.]+)([KMGT])\)[^()]*\(([\d.]+)([KMGT])\)",
         r"Used ([\d.]+)([KMGT]) of ([\d.]+)([KMGT])",
     ):
-        found = re.search(pattern, refused, re.DOTALL)
-        if found and sizes:
+        found = re.search(pattern, refused)
+        if found:
             need, need_unit, limit, limit_unit = found.groups()
             return _bytes(need, need_unit), _bytes(limit, limit_unit)
     return None

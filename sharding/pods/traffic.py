@@ -27,7 +27,9 @@ def hbm_bytes(module: Module, computation: Computation, instruction: Instruction
     operands = [computation.instructions[name] for name in instruction.operands]
     if opcode == "fusion":
         inner = module.computations[instruction.called("calls")[0]]
-        return _fusion_reads(inner, operands) + _fusion_writes(inner, instruction)
+        if any('"AsyncCollectiveDone"' in each.text for each in inner.instructions.values()):
+            return 0.0  # waits for what its start has counted
+        return _fusion_reads(module, inner, operands) + _fusion_writes(module, inner, instruction)
     if opcode in SLICES:
         return 2.0 * _written(instruction)
     if opcode == "dynamic-update-slice":
@@ -43,18 +45,18 @@ def _written(instruction: Instruction) -> float:
     return sum(shape.bytes for shape in instruction.shapes if shape.space == HBM)
 
 
-def _fusion_reads(inner: Computation, operands: list[Instruction]) -> float:
+def _fusion_reads(module: Module, inner: Computation, operands: list[Instruction]) -> float:
     total = 0.0
     parameters = inner.parameters
     for number, operand in enumerate(operands):
         whole = _written(operand)
         if not whole or number not in parameters:
             continue
-        total += min(whole, touched(inner, parameters[number].name, whole))
+        total += min(whole, touched(module, inner, parameters[number].name, whole))
     return total
 
 
-def touched(inner: Computation, name: str, whole: float) -> float:
+def touched(module: Module, inner: Computation, name: str, whole: float) -> float:
     """Returns how many bytes of the array `name` a fused computation reads."""
     total = 0.0
     for user in inner.instructions.values():
@@ -65,28 +67,39 @@ def touched(inner: Computation, name: str, whole: float) -> float:
         elif user.opcode == "dynamic-update-slice" and user.operands[0] == name:
             continue
         elif user.opcode == "bitcast":
-            total += touched(inner, user.name, whole)
+            total += touched(module, inner, user.name, whole)
+        elif user.opcode == "fusion":
+            nested = module.computations[user.called("calls")[0]]
+            parameters = nested.parameters
+            total += sum(
+                touched(module, nested, parameters[number].name, whole)
+                for number, operand in enumerate(user.operands)
+                if operand == name and number in parameters
+            )
         else:
             return whole
-    return total
+    return min(total, whole)
 
 
-def _fusion_writes(inner: Computation, fusion: Instruction) -> float:
+def _fusion_writes(module: Module, inner: Computation, fusion: Instruction) -> float:
     root = inner.instructions[inner.root]
     roots = [inner.instructions[n] for n in root.operands] if root.opcode == "tuple" else [root]
     if len(roots) != len(fusion.shapes):
         return _written(fusion)
     return sum(
-        min(shape.bytes, _replaced(inner, each))
+        min(shape.bytes, _replaced(module, inner, each))
         for shape, each in zip(fusion.shapes, roots, strict=True)
         if shape.space == HBM
     )
 
 
-def _replaced(inner: Computation, root: Instruction) -> float:
+def _replaced(module: Module, inner: Computation, root: Instruction) -> float:
     """Returns the bytes that a result writes: of an updated array those of the update."""
     if root.opcode == "bitcast":
-        return _replaced(inner, inner.instructions[root.operands[0]])
+        return _replaced(module, inner, inner.instructions[root.operands[0]])
     if root.opcode == "dynamic-update-slice":
         return sum(shape.bytes for shape in inner.instructions[root.operands[1]].shapes)
+    if root.opcode == "fusion" and len(root.shapes) == 1:
+        nested = module.computations[root.called("calls")[0]]
+        return _replaced(module, nested, nested.instructions[nested.root])
     return sum(shape.bytes for shape in root.shapes)

@@ -135,7 +135,7 @@ def _read(module: Module, computation: Computation, name: str, whole: float) -> 
             inner = module.computations[user.called("calls")[0]]
             number = user.operands.index(name)
             parameter = inner.parameters.get(number)
-            total += touched(inner, parameter.name, whole) if parameter else whole
+            total += touched(module, inner, parameter.name, whole) if parameter else whole
         else:
             return whole
     return total or whole

@@ -13,7 +13,7 @@ SHIPPED = configs.shipped_experiments()
 VARIANTS = {
     "fashion_mnist": ("convnet", "resnet", "vit"),
     "imagenet_vit": ("", "tiny"),
-    "c4_transformer": ("", "tiny"),
+    "c4_transformer": ("", "tiny", "8b"),
     "cifar10": ("", "synthetic"),
 }
 REFERENCES = [

@@ -48,6 +48,11 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch, capsys):
             "(15.75G)",
             (16 * 2**30, 15.75 * 2**30),
         ),
+        (
+            "Ran out of memory on HBM, the total memory required for HLO temporaries (133.57G) "
+            "exceeds available HBM (15.75G).",
+            (133.57 * 2**30, 15.75 * 2**30),
+        ),
         ("Ran out of memory. Used 20.50G of 15.75G hbm.", (20.5 * 2**30, 15.75 * 2**30)),
         ("INTERNAL: something else", None),
     ],
