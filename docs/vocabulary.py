@@ -12,6 +12,7 @@ from typing import Any
 
 from lamina.platform import config as configs
 from lamina.platform.data.augmentations import AUGMENTATIONS
+from lamina.platform.programs import incremental
 from lamina.platform.programs.table import PROGRAMS
 from lamina.platform.training import experiment, settings
 from lamina.sharding.rules import PRESETS
@@ -40,7 +41,8 @@ def vocabulary() -> str:
     schema = experiment.SCHEMA
     assert schema.settings is settings.Settings
     parts = ["### Top-level keys", *_keys(schema.settings)]
-    for name, kind in schema.kinds.items():
+    own = {k: v for k, v in incremental.SCHEMA.kinds.items() if k not in schema.kinds}
+    for name, kind in [*schema.kinds.items(), *own.items()]:
         parts += [f"### `{name}`", *_named(name, kind)]
     ordered = [*(n for n in ORDER if n in schema.blocks), *sorted(set(schema.blocks) - set(ORDER))]
     for name in ordered:
@@ -55,8 +57,8 @@ def _named(name: str, kind: configs.Kind) -> Iterator[str]:
     if name == "optimizer":
         yield "Names: " + ", ".join(f"`{n}`" for n in kind.table) + "."
         yield (
-            "Further keys are the plain parameters of the function behind a name: `lamina check` shows all "
-            "with their defaults. Where optax takes None, 0 or `''` stands for it."
+            "Further keys are the plain parameters of the function behind a name: `lamina check` "
+            "shows all with their defaults. Where optax takes None, 0 or `''` stands for it."
         )
         return
     yield _table(

@@ -31,7 +31,8 @@ class Dense(nnx.Module):
         bias: whether to add a bias. Default: True.
         scale: variance scale of the initialisation. Default: 1.
         init: "fan_in" (LeCun et al. 1998: variance ``scale / fan_in``), "xavier" (Glorot & Bengio
-            2010), "he" (He et al. 2015: variance ``2 scale / fan_in``) or "zeros".
+            2010), "he" (He et al. 2015: variance ``2 scale / fan_in``), "zeros", or "uniform":
+            between ``+-fan_in^-1/2``, and the bias too, as PyTorch has it.
     """
 
     def __init__(
@@ -51,8 +52,11 @@ class Dense(nnx.Module):
         initializer = kernel_init(init, len(inputs), len(outputs), scale)
         make = axes.annotate(initializer, *names)
         self.kernel = nnx.Param(make(rngs.params(), (*inputs, *outputs), jnp.float32))
-        zeros = axes.annotate(nnx.initializers.zeros_init(), *names[len(inputs) :])
-        self.bias = nnx.Param(zeros(rngs.params(), tuple(outputs), jnp.float32)) if bias else None
+        start = nnx.initializers.zeros_init()
+        if init == "uniform":
+            start = _uniform(math.prod(inputs))
+        start = axes.annotate(start, *names[len(inputs) :])
+        self.bias = nnx.Param(start(rngs.params(), tuple(outputs), jnp.float32)) if bias else None
 
     def __call__(self, x: jax.Array) -> jax.Array:
         """Maps ``[..., *inputs]`` to ``[..., *outputs]``."""
@@ -78,6 +82,7 @@ def kernel_init(kind: str, inputs: int, outputs: int, scale: float = 1.0) -> axe
         "fan_in": (1.0, "fan_in", "truncated_normal"),
         "xavier": (1.0, "fan_avg", "uniform"),
         "he": (2.0, "fan_in", "truncated_normal"),
+        "uniform": (1 / 3, "fan_in", "uniform"),  # variance 1 / (3 fan_in): +-fan_in^-1/2
     }
     factor, mode, distribution = kinds[kind]
     return nnx.initializers.variance_scaling(
@@ -87,6 +92,12 @@ def kernel_init(kind: str, inputs: int, outputs: int, scale: float = 1.0) -> axe
         in_axis=tuple(range(inputs)),
         out_axis=tuple(range(inputs, inputs + outputs)),
     )
+
+
+def _uniform(fan_in: int) -> axes.Initializer:
+    """Returns an initializer that draws between +-fan_in^-1/2."""
+    bound = fan_in**-0.5
+    return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
 def normal(std: float, *names: str) -> axes.Initializer:

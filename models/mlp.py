@@ -27,15 +27,17 @@ class MLP(nnx.Module):
         activation: str,
         norm: bool,
         dropout: float,
+        init: str,
     ):
         sizes = (math.prod(spec.input_shape), *widths)
         self.layers = nnx.List(
-            Dense(rngs, (a,), (b,), (axes.EMBED, axes.MLP), dtype, init="he")
+            Dense(rngs, (a,), (b,), (axes.EMBED, axes.MLP), dtype, init=init)
             for a, b in itertools.pairwise(sizes)
         )
         self.norms = nnx.List(LayerNorm(rngs, b, dtype) for b in widths if norm)
         self.dropout = nnx.Dropout(dropout)
-        self.head = head(rngs, sizes[-1], spec.outputs, dtype)
+        last = init if init == "uniform" else "fan_in"
+        self.head = head(rngs, sizes[-1], spec.outputs, dtype, init=last)
         self.activation = activation
 
     def __call__(self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None) -> Output:
@@ -58,10 +60,9 @@ def mlp(
     activation: str = "relu",
     norm: bool = False,
     dropout: float = 0.0,
+    init: str = "he",
 ) -> MLP:
     """Builds a multi-layer perceptron.
-
-    Hidden layers start after He et al. 2015, the head with variance 1 / fan-in (LeCun et al. 1998).
 
     Args:
         rngs: random streams.
@@ -72,9 +73,12 @@ def mlp(
         activation: "relu", "gelu", "silu" or "tanh". Default: "relu".
         norm: layer norm before each activation. Default: False.
         dropout: rate after each activation. Default: 0.
+        init: "he" starts hidden layers after He et al. 2015 and the head with variance 1 / fan-in
+            (LeCun et al. 1998), biases at 0; "uniform" draws all weights and biases from
+            U(-fan_in^-1/2, fan_in^-1/2), PyTorch's default. Default: "he".
 
     Raises:
-        ValueError: an unknown activation, or token inputs.
+        ValueError: an unknown activation or initialisation, or token inputs.
 
     Example:
         >>> spec = DataSpec((8, 8, 1), "float32", 10)
@@ -86,4 +90,6 @@ def mlp(
     if spec.input_dtype == "int32":
         raise ValueError("mlp takes vectors or images, not tokens (int32); use transformer")
     require_sizes(dropout, widths=tuple(widths))
-    return MLP(rngs, spec, dtype, tuple(widths), activation, norm, dropout)
+    if init not in ("he", "uniform"):
+        raise ValueError(f"unknown init {init!r}; it may be 'he' or 'uniform'")
+    return MLP(rngs, spec, dtype, tuple(widths), activation, norm, dropout, init)

@@ -30,6 +30,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from lamina.platform import config as configs
     from lamina.platform import run as runs
+    from lamina.platform.programs import incremental
     from lamina.platform.programs import table as programs
     from lamina.platform.reporting import tables, writers
     from lamina.platform.training import compiled, evaluation, experiment
@@ -42,8 +43,11 @@ def main(arguments: Sequence[str]) -> int:
     dataset, missing = experiment.open_stand_in(resolved.data, trust)
     if missing:
         print(f"\nThe data set isn't here; its stand-in is taken. ({missing})")
-    parts = experiment.assemble(resolved, trust, dataset=dataset)
-    evaluation.choose(parts)
+    if resolved.program == "incremental":
+        parts = incremental.prepare(resolved, trust, None, True, dataset).parts
+    else:
+        parts = experiment.assemble(resolved, trust, dataset=dataset)
+        evaluation.choose(parts)
     writers.check_trackers(resolved.trackers)
     print("\nParameters")
     tables.show(tables.parameter_table(compiled.parameter_rows(parts)))

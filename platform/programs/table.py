@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lamina.platform.config import Schema
 from lamina.platform.errors import UserError
-from lamina.platform.programs import train
+from lamina.platform.programs import incremental, train
 from lamina.platform.training import experiment
 
 
@@ -29,6 +29,13 @@ class Program(NamedTuple):
 
 
 PROGRAMS: Mapping[str, Program] = {
+    "incremental": Program(
+        incremental.SCHEMA,
+        incremental.resolve,
+        incremental.prepare,
+        incremental.run,
+        incremental.forbidden_changes,
+    ),
     "train": Program(
         experiment.SCHEMA,
         experiment.resolve,

@@ -53,7 +53,9 @@ def value(data: Any) -> str:
 
 
 def rank(split: str) -> int:
-    """The place of a split in tables; splits that a program named come last."""
+    """The place of a split in tables: bare scores first, splits that a program named last."""
+    if not split:
+        return -1
     return SPLITS.index(split) if split in SPLITS else len(SPLITS)
 
 
@@ -85,6 +87,34 @@ def final_rows(final: Mapping[str, Any], count: int) -> list[dict[str, Any]]:
         )
     metrics = list(dict.fromkeys(row["metric"] for row in rows))
     return sorted(rows, key=lambda row: (rank(row["split"]), metrics.index(row["metric"])))
+
+
+def matrix(data: Any) -> dict[str, Any] | None:
+    """The table of accuracies of an incremental run, over times and tasks; None without one.
+
+    Args:
+        data: the result's "accuracy": {"steps", "ends", "mean", "std"}, the last two [time, task].
+    """
+    if not isinstance(data, Mapping) or not data.get("mean"):
+        return None
+    rows = [
+        {
+            "step": f"{step:,}",
+            "ends": place in data["ends"],
+            "cells": [
+                {
+                    "text": f"{mean:.3f}",
+                    "std": f"{std:.3f}" if std else "",
+                    "share": f"{80 * mean:.0f}",  # a darker cell would hide its number
+                }
+                for mean, std in zip(means, stds, strict=True)
+            ],
+        }
+        for place, (step, means, stds) in enumerate(
+            zip(data["steps"], data["mean"], data["std"], strict=True)
+        )
+    ]
+    return {"rows": rows, "tasks": range(1, len(data["mean"][0]) + 1)}
 
 
 def by_split(rows: Iterable[Mapping[str, Any]]) -> list[tuple[str, list[Mapping[str, Any]]]]:

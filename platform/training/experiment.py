@@ -21,7 +21,7 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.data.table import DATASETS
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import schedules, table, weights
-from lamina.platform.training import layout, optimizing, parameters, seeds, settings, step
+from lamina.platform.training import layout, learners, optimizing, parameters, seeds, settings, step
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.tasks import TASKS, Task
 from lamina.sharding import mesh as meshes
@@ -177,6 +177,24 @@ class Experiment(NamedTuple):
     state: TrainState
 
 
+class Stream(NamedTuple):
+    """What an incremental run adds.
+
+    Attributes:
+        learner: learns from the stream.
+        space: the stream's sizes.
+        steps: of the whole stream.
+        per_seed: whether each seed has a stream of its own.
+        batch: of one seed, as `jax.ShapeDtypeStruct`s.
+    """
+
+    learner: learners.Learner
+    space: learners.Space
+    steps: int
+    per_seed: bool
+    batch: Any
+
+
 def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfigDict:
     """Returns the whole training config, checked key by key and for contradictions.
 
@@ -221,6 +239,7 @@ def assemble(
     trust: Sequence[str] = configs.EVERYONE,
     devices: Sequence[jax.Device] | None = None,
     dataset: Dataset | None = None,
+    stream: Stream | None = None,
 ) -> Experiment:
     """Builds the parts of a run from its resolved config.
 
@@ -231,18 +250,21 @@ def assemble(
         trust: packages whose factories the config may name.
         devices: the devices to use; default: all.
         dataset: default: opened as the config says.
+        stream: of an incremental run.
 
     Raises:
         UserError: the parts don't fit each other, the data or the devices.
     """
     dataset = dataset or open_dataset(config.data, trust)
     try:
-        return _assemble(config, trust, devices or jax.devices(), dataset)
+        return _assemble(config, trust, devices or jax.devices(), dataset, stream)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
-def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experiment:
+def _assemble(
+    c: FrozenConfigDict, trust, devices, dataset: Dataset, stream: Stream | None
+) -> Experiment:
     mesh = meshes.create(devices, **c.mesh)
     ways = meshes.batch_parallelism(mesh) * c.accumulation
     if c.data.batch_size % ways:
@@ -255,7 +277,8 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
     model, task, trained = build_model(c, trust, spec)
     rules = sharding_rules(c.sharding, model)
     train = dataset.splits["train"]
-    steps = c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
+    steps = stream.steps if stream else 0
+    steps = steps or c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
     rate = optimizing.learning_rate(c, trust, steps)
     optimizer = optimizing.optimizer(c, trust, rate, optimizing.trained_axes(model, trained))
     recipe = step.Recipe(
@@ -275,11 +298,12 @@ def _assemble(c: FrozenConfigDict, trust, devices, dataset: Dataset) -> Experime
         placement=placement.Placement(
             mesh.devices.flat[0].platform, mesh, partition_rules.of_activations(rules, mesh)
         ),
+        learner=stream.learner if stream else learners.PLAIN,
+        space=stream.space if stream else None,
     )
-    plan = seeds.plan(
-        len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], c.data.order == "per_seed"
-    )
-    batch = example_batch(train, c.data.batch_size)
+    per_seed = stream.per_seed if stream else c.data.order == "per_seed"
+    plan = seeds.plan(len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], per_seed)
+    batch = stream.batch if stream else example_batch(train, c.data.batch_size)
     one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
     shardings = layout.state_shardings(
         one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1

@@ -1,5 +1,6 @@
 """Where the train state lies: a sharding for each of its arrays."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -10,6 +11,7 @@ from jax.sharding import PartitionSpec as P
 from lamina.platform.training.parameters import flat, nested
 from lamina.platform.training.state import TrainState
 from lamina.sharding import rules as partition_rules
+from lamina.sharding.mesh import batch_parallelism
 
 
 def state_shardings(
@@ -83,8 +85,30 @@ def state_shardings(
         loss_scale=everywhere.loss_scale,
         metrics=everywhere.metrics,
         nonfinite_step=whole,
+        learner=_of_learner(state, flat(of_params(state.params, state=True)), mesh),
     )
     return jax.tree.map(lambda s: _with_seed(s, mesh), shardings) if seed_axis else shardings
+
+
+def _of_learner(state: TrainState, params: Mapping[str, Any], mesh: Mesh) -> Any:
+    """Returns the shardings of a learner's state.
+
+    What it keeps for each parameter lies as the parameter does, the slots of a memory are split
+    like a batch where they divide, and all else is copied.
+    """
+    whole, ways = partition_rules.replicated(mesh), batch_parallelism(mesh)
+    shapes = {name: leaf.shape for name, leaf in flat(state.params).items()}
+
+    def of(name: str, leaf: Any) -> NamedSharding:
+        if name.startswith("memory/rows/"):
+            return partition_rules.batch_sharding(mesh) if leaf.shape[0] % ways == 0 else whole
+        parts = name.split("/")
+        ends = ("/".join(parts[i:]) for i in range(len(parts)))
+        like = next((end for end in ends if shapes.get(end) == leaf.shape), None)
+        return params[like] if like else whole
+
+    named = lambda path, leaf: of(partition_rules.path_name(path), leaf)
+    return jax.tree.map_with_path(named, state.learner)
 
 
 def _with_seed(sharding: NamedSharding, mesh: Mesh) -> NamedSharding:

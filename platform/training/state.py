@@ -28,6 +28,7 @@ class TrainState:
         loss_scale: of float16 training, or empty.
         metrics: sums since the last record.
         nonfinite_step: int32 []: the first step whose loss was not finite, or -1.
+        learner: of incremental learning, or empty.
     """
 
     step: jax.Array
@@ -40,6 +41,7 @@ class TrainState:
     loss_scale: Any
     metrics: Metrics
     nonfinite_step: jax.Array
+    learner: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def init_key(seed: jax.Array) -> jax.Array:

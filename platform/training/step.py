@@ -10,7 +10,11 @@ import optax
 
 from lamina.models import placement
 from lamina.models.functional import FunctionalModel
+from lamina.models.spec import Output
+from lamina.platform.data.feed import normalise
 from lamina.platform.optimizers import loss_scale
+from lamina.platform.training import learners
+from lamina.platform.training.learners import Learner, Mixed
 from lamina.platform.training.parameters import Parameters, replace
 from lamina.platform.training.seeds import Seeds
 from lamina.platform.training.state import (
@@ -42,6 +46,8 @@ class Recipe(NamedTuple):
         scale_loss: whether the loss is scaled (float16).
         log_every: steps between two records.
         placement: how the activations lie on the mesh.
+        learner: of incremental learning; the default is plain training.
+        space: the sizes of its stream, or None.
     """
 
     model: FunctionalModel
@@ -56,6 +62,8 @@ class Recipe(NamedTuple):
     scale_loss: bool
     log_every: int
     placement: placement.Placement
+    learner: Learner = learners.PLAIN
+    space: learners.Space | None = None
 
 
 def init(
@@ -94,6 +102,15 @@ def init(
         metrics={},
         nonfinite_step=jnp.full((), -1, jnp.int32),
     )
+    if recipe.space is not None:
+        setup = learners.Setup(
+            params=trained,
+            forward=lambda trained, batch: forward(recipe, trained, state, batch),
+            batch=batch,
+            space=recipe.space,
+            key=jax.random.fold_in(key, 4),
+        )
+        state = dataclasses.replace(state, learner=learners.start(recipe.learner, setup))
     return dataclasses.replace(state, metrics=_empty_metrics(recipe, state, batch))
 
 
@@ -103,9 +120,10 @@ def _empty_metrics(recipe: Recipe, state: TrainState, batch: Any) -> Metrics:
     def measured(state: TrainState, batch: Batch) -> Metrics:
         # The forward pass alone: deriving the gradient of a deep model takes seconds.
         augmentation_key, model_key = step_keys(state.seed, state.step)
-        batch = recipe.augment(augmentation_key, batch)
-        _, (_, metrics, _, _) = _objective(
-            recipe, state.params, state, state.model_state, batch, model_key, 1.0
+        mixed = learners.mix(recipe.learner, state, batch)
+        mixed = mixed._replace(batch=recipe.augment(augmentation_key, mixed.batch))
+        _, (_, metrics, *_) = _objective(
+            recipe, state.params, state, state.model_state, mixed, model_key, 1.0
         )
         return metrics
 
@@ -142,12 +160,13 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) 
 def _update(recipe: Recipe, state: TrainState, batch: Batch):
     """Returns ((the next state with the old metrics, gradient, update), metrics of this step)."""
     augmentation_key, model_key = step_keys(state.seed, state.step)
-    batch = recipe.augment(augmentation_key, batch)
+    raw, mixed = batch, learners.mix(recipe.learner, state, batch)
+    mixed = mixed._replace(batch=recipe.augment(augmentation_key, mixed.batch))
     scale = state.loss_scale.scale if recipe.scale_loss else 1.0
-    grads, model_state, metrics, loss = gradient(recipe, state, batch, model_key, scale)
+    grads, model_state, metrics, loss, logits = gradient(recipe, state, mixed, model_key, scale)
 
     def value_fn(trained):
-        return _objective(recipe, trained, state, state.model_state, batch, model_key, 1.0)[0]
+        return _objective(recipe, trained, state, state.model_state, mixed, model_key, 1.0)[0]
 
     updates, optimizer_state = recipe.optimizer.update(
         grads,
@@ -187,47 +206,75 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
         loss_scale=scale_state,
         nonfinite_step=jnp.where(first_bad, state.step, state.nonfinite_step),
     )
+    new = learners.finish_step(recipe.learner, state, new, grads, mixed, raw, logits)
     return (new, grads, updates), metrics
 
 
-def _objective(recipe, trained, state, model_state, batch, key, scale, mean=True):
-    """Returns (loss times `scale`, (model state, metrics, loss, weight)), of a mean or sum."""
+def forward(recipe: Recipe, trained: Any, state: TrainState, batch: Batch) -> Output:
+    """Returns the model's output in evaluation mode, for other trained parameters."""
     params = recipe.parameters.combine(trained, state.frozen)
     arguments, options = recipe.task.inputs(batch)
     with placement.use(recipe.placement):
-        output, model_state = recipe.model.apply(
+        return recipe.model.apply(params, state.model_state, *arguments, train=False, **options)[0]
+
+
+def _objective(recipe, trained, state, model_state, mixed, key, scale, mean=True):
+    """Returns (loss times `scale`, (model state, metrics, loss, weight, logits)), mean or sum."""
+    learner, batch = recipe.learner, mixed.batch
+    params = recipe.parameters.combine(trained, state.frozen)
+    arguments, options = recipe.task.inputs(batch)
+    with placement.use(recipe.placement):
+        output, new_model_state = recipe.model.apply(
             params, model_state, *arguments, train=True, key=key, **options
         )
-    losses, weights = recipe.task.loss(output, batch)
+    own, moment = learners.own_of(state), learners.moment_of(state)
+    masked = learner.output(own, output, mixed, moment)
+    losses, weights = recipe.task.loss(masked, batch)
     total, weight = jnp.sum(losses * weights), jnp.sum(weights)
     loss = total / _nonzero(weight) if mean else total
-    return loss * scale, (model_state, recipe.task.metrics(output, batch), loss, weight)
+    other = lambda trained, rows: forward(recipe, trained, state, rows)
+    loss = learner.loss(loss, own, trained, mixed, output, moment, other)
+    rows, shown = learners.stream_rows(mixed, masked)
+    logits = output.logits if learner.memory and learner.memory.stores else None
+    return loss * scale, (new_model_state, recipe.task.metrics(shown, rows), loss, weight, logits)
 
 
-def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, scale):
-    """Returns (gradient of the mean loss, model state, metrics, mean loss)."""
+def gradient(recipe: Recipe, state: TrainState, mixed: Mixed, key: jax.Array, scale):
+    """Returns (gradient of the mean loss, model state, metrics, mean loss, logits if stored)."""
     differentiate = jax.value_and_grad(_objective, argnums=1, has_aux=True)
     parts = recipe.accumulation
     if parts == 1:
-        (_, (model_state, metrics, loss, _)), grads = differentiate(
-            recipe, state.params, state, state.model_state, batch, key, scale
+        (_, (model_state, metrics, loss, _, logits)), grads = differentiate(
+            recipe, state.params, state, state.model_state, mixed, key, scale
         )
-        return _unscaled(grads, scale), model_state, metrics, loss
+        grads = _unscaled(grads, scale)
+        if recipe.learner is not learners.PLAIN:
+            own, moment = learners.own_of(state), learners.moment_of(state)
+            plain = recipe._replace(learner=learners.PLAIN)
+
+            def gradient_of(rows: Batch) -> Any:
+                alone = Mixed(normalise(dict(rows)), {})
+                arguments = (plain, state.params, state, state.model_state, alone, key)
+                return differentiate(*arguments, 1.0)[1]
+
+            memory = learners.memory_of(state)
+            grads = recipe.learner.gradient(grads, own, state.params, gradient_of, moment, memory)
+        return grads, model_state, metrics, loss, logits
 
     # Part i takes the rows i, i + parts, ...: each stays on the device that has it.
     cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
-    batches = jax.tree.map(cut, batch)
+    batches = jax.tree.map(cut, mixed.batch)
     rows = jax.tree.leaves(batches)[0].shape[1]
 
     def part(carry, i_and_batch):
         i, batch = i_and_batch
         grads, model_state, metrics, total, weight = carry
-        (_, (model_state, new_metrics, loss, new_weight)), new = differentiate(
+        (_, (model_state, new_metrics, loss, new_weight, _)), new = differentiate(
             recipe,
             state.params,
             state,
             model_state,
-            batch,
+            Mixed(batch, {}),
             jax.random.fold_in(key, i),
             scale / rows,  # about the size of a mean's gradient: float16 has no room for a sum's
             mean=False,
@@ -238,7 +285,9 @@ def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, sc
 
     first = jax.tree.map(lambda a: a[0], batches)
     abstract = jax.eval_shape(
-        lambda p, b: _objective(recipe, p, state, state.model_state, b, key, scale)[1][1],
+        lambda p, b: _objective(recipe, p, state, state.model_state, Mixed(b, {}), key, scale)[1][
+            1
+        ],
         state.params,
         first,
     )
@@ -254,7 +303,8 @@ def gradient(recipe: Recipe, state: TrainState, batch: Batch, key: jax.Array, sc
         part, start, (jnp.arange(parts), batches)
     )
     weight = _nonzero(weight)
-    return _unscaled(grads, scale / rows * weight), model_state, metrics, total / weight
+    grads = _unscaled(grads, scale / rows * weight)
+    return grads, model_state, metrics, total / weight, None
 
 
 def _unscaled(grads: Any, scale: Any) -> Any:

@@ -74,7 +74,10 @@ def read(
         raise UserError(f"{root} is no run folder: it has no {folder.CONFIG}")
     where = os.path.join(root, folder.CONFIG)
     written = configs.from_json(text.decode("utf-8", "replace"), where)
-    config = experiment.resolve(written, trust)
+    # What an incremental run has besides a model is no matter here, nor how it was dispatched.
+    kept = {key: value for key, value in written.items() if key not in ("stream", "learner")}
+    schema = experiment.SCHEMA._replace(contradictions=lambda config: ())
+    config = configs.resolve(kept, schema, trust)
     if seed is not None and seed not in config.seeds:
         raise UserError(f"{root} has no seed {seed}: its seeds are {tuple(config.seeds)}")
     chosen = config.seeds[0] if seed is None else seed

@@ -1,0 +1,1 @@
+"""Incremental learning: streams as index schedules, learners that chain, and their metrics."""

@@ -1,0 +1,158 @@
+"""What a stream is made of: labels and arrays of a data set, put on the devices."""
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from lamina.platform import config as configs
+from lamina.platform.data import order
+from lamina.platform.data.dataset import Dataset, Held, Source
+from lamina.platform.errors import UserError
+from lamina.platform.incremental import sequence, streams
+from lamina.platform.incremental.sequence import Examples, Plan, Segments, Tables
+from lamina.platform.incremental.streams import Labels, Shared, Stream
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.learners import Learner
+from lamina.sharding import rules as partition_rules
+from lamina.sharding.mesh import batch_parallelism
+
+TEST_BATCH = 1000
+"""Test examples that are evaluated at once where the config doesn't say: large enough for the
+matrix products to dominate."""
+
+
+class Data(NamedTuple):
+    """What is learned from and tested on.
+
+    Attributes:
+        train: name to array [N, ...].
+        test: name to array [n, ...].
+        labels: the classes of both.
+    """
+
+    train: dict[str, np.ndarray]
+    test: dict[str, np.ndarray]
+    labels: Labels
+
+
+def open_data(dataset: Dataset, train_on: str, evaluate_on: str) -> Data:
+    """Returns the arrays of a data set's splits.
+
+    Args:
+        dataset: the data set.
+        train_on: "train" or "train+validation".
+        evaluate_on: "test" or "validation".
+
+    Raises:
+        UserError: they aren't examples with one class each, or not in memory.
+    """
+    parts = [_arrays(dataset.splits[name], name) for name in train_on.split("+")]
+    train = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    test = _arrays(dataset.splits[evaluate_on], evaluate_on)
+    spec = dataset.spec
+    labels = Labels(train["labels"], test["labels"], spec.outputs, tuple(spec.input_shape))
+    streams.check_labels(labels)
+    return Data(train, test, labels)
+
+
+def _arrays(source: Source, name: str) -> dict[str, np.ndarray]:
+    if not isinstance(source, Held):
+        raise UserError(
+            f"the split {name!r} ({source!r}) isn't in memory, as a stream needs it: use a data "
+            "set whose arrays are"
+        )
+    arrays = {key: np.asarray(source.arrays[key]) for key in ("inputs", "labels")}
+    return arrays
+
+
+def build_streams(
+    config: Any, kind: configs.Kind, trust: Sequence[str], labels: Labels, learner: Learner
+) -> tuple[Stream, ...]:
+    """Returns the stream of each seed, or one for all, as the learner arranges it.
+
+    Raises:
+        UserError: the stream refuses its keys or the labels.
+    """
+    data, block = config.data, config.stream
+    shared = Shared(**{key: block[key] for key in Shared._fields})
+    seeds = [data.seed]
+    if data.order == "per_seed":
+        seeds = [order.seed_for(data.seed, seed) for seed in config.seeds]
+    built = []
+    for seed in seeds:
+        arguments = (labels, data.batch_size, seed, shared)
+        built.append(learner.arrange(configs.build(block, kind, "stream", trust, *arguments)))
+    return streams.aligned(built)
+
+
+def check_learner(config: Any, learner: Learner, stream: Stream) -> None:
+    """Raises a `UserError` where the stream lacks what the learner needs."""
+    name = config.learner.name
+    if "boundaries" in learner.needs and not stream.boundaries:
+        raise UserError(
+            f"learner {name!r} needs to know where an experience begins, and the stream "
+            f"{config.stream.name!r} doesn't tell: use class_incremental, or another learner"
+        )
+    memory = learner.memory
+    if memory is not None:
+        for draw in memory.draws.values():
+            rows = draw.rows or config.data.batch_size
+            if memory.slots < rows:
+                raise UserError(
+                    f"learner.memory = {memory.slots} is smaller than the {rows} rows that are "
+                    "replayed with each batch: make the memory larger, or learner.replay smaller"
+                )
+
+
+def example_batch(data: Data, stream: Stream) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns a batch as `jax.ShapeDtypeStruct`s, as the step gets it."""
+    rows = stream.batch_size
+    arrays = {name: jax.ShapeDtypeStruct(a.shape, a.dtype) for name, a in data.train.items()}
+    index = jax.ShapeDtypeStruct((rows,), np.int32)
+    transform = stream.transform or ()
+    batch = jax.eval_shape(lambda a, i: sequence.gathered(a, transform, i), arrays, index)
+    return batch | {
+        "weights": jax.ShapeDtypeStruct((rows,), np.float32),
+        "fresh": jax.ShapeDtypeStruct((rows,), np.bool_),
+    }
+
+
+def plan(
+    parts: Experiment, streams: Sequence[Stream], cut: Segments, data: Data
+) -> tuple[Plan, Examples]:
+    """Returns what the program is made of, and the data on the devices."""
+    c, stream = parts.config, streams[0]
+    whole = partition_rules.replicated(parts.mesh)
+    count = len(stream.test_index)
+    batch = c.evaluation.batch_size or min(count, TEST_BATCH)
+    ways = batch_parallelism(parts.mesh)
+    batch = -(-batch // ways) * ways
+    padding = -count % batch
+    pad = lambda a, value: np.concatenate([a, np.full(padding, value, a.dtype)]).reshape(-1, batch)
+    examples = Examples(
+        train=data.train,
+        test=data.test,
+        transform=stream.transform or (),
+        test_index=jnp.asarray(pad(stream.test_index, 0)),
+        test_task=jnp.asarray(pad(stream.test_task, len(stream.test_classes))),
+        segments=cut,
+    )
+    sharding = partition_rules.batch_sharding(parts.mesh)
+    alone = parts.mesh.size == 1
+    constrain = lambda b: b if alone else jax.lax.with_sharding_constraint(b, sharding)
+    ragged = any(not one.valid.any(axis=1).all() for one in streams)
+    return (
+        Plan(parts.recipe, stream.mask, ragged, parts.steps, constrain),
+        jax.device_put(examples, whole),
+    )
+
+
+def tables(mesh: Mesh, stream: Stream) -> Tables:
+    """Returns a seed's stream on the devices."""
+    whole = partition_rules.replicated(mesh)
+    names = Tables._fields
+    return Tables(*(jax.device_put(jnp.asarray(getattr(stream, n)), whole) for n in names))

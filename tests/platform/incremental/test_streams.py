@@ -1,0 +1,100 @@
+"""Streams: which example comes when."""
+
+import numpy as np
+import pytest
+
+from lamina.platform.errors import UserError
+from lamina.platform.incremental import streams, transforms
+from lamina.platform.incremental.learners import create
+from lamina.platform.incremental.streams import STREAMS, Labels, Shared
+
+LABELS = Labels(np.arange(103) % 10, np.arange(40) % 10, 10, (4, 4, 1))
+
+
+def build(name, batch_size=8, seed=0, labels=LABELS, shared=None, **options):
+    return STREAMS[name](labels, batch_size, seed, shared or Shared(), **options)
+
+
+@pytest.mark.parametrize("name", [*STREAMS])
+def test_every_example_comes_as_often_as_there_are_epochs(name):
+    epochs = 1 if name == "online" else 3
+    stream = build(name, shared=Shared(epochs=epochs))
+    counts = np.bincount(stream.rows[stream.valid])
+    assert set(counts[counts > 0]) == {epochs}
+    copies = 5 if name == "domain_incremental" else 1
+    assert np.count_nonzero(counts) == copies * 103 == stream.fresh.sum()
+    assert len(stream.rows) == stream.steps.sum()
+
+
+@pytest.mark.parametrize("name", [*STREAMS])
+def test_a_seed_fixes_every_byte_and_another_changes_the_order(name):
+    first, again, other = build(name), build(name), build(name, seed=1)
+    assert first.rows.tobytes() == again.rows.tobytes()
+    assert first.rows.tobytes() != other.rows.tobytes()
+
+
+def test_classes_come_once_and_their_test_examples_belong_to_their_task():
+    stream = build("class_incremental", class_order="shuffled")
+    assert (stream.classes.sum(0) == 1).all()
+    for number, part in enumerate(streams.parts_of(stream)):
+        assert set(LABELS.train[part]) == set(np.flatnonzero(stream.classes[number]))
+        tested = stream.test_index[stream.test_task == number]
+        assert set(LABELS.test[tested]) == set(np.flatnonzero(stream.classes[number]))
+
+
+def test_repeats_of_a_batch_follow_it_and_are_not_fresh():
+    stream = build("online", shared=Shared(repeats=2))
+    assert (stream.rows[::2] == stream.rows[1::2]).all()
+    assert not stream.fresh[1::2].any()
+
+
+def test_joint_and_cumulative_bring_what_they_should():
+    stream = build("class_incremental")
+    cumulative = create("cumulative").arrange(stream)
+    sizes = [len(part) for part in streams.parts_of(cumulative)]
+    assert sizes == np.cumsum([len(part) for part in streams.parts_of(stream)]).tolist()
+    joint = create("joint").arrange(stream)
+    assert np.bincount(joint.rows[joint.valid]).tolist() == [1] * 103
+    assert joint.classes.all()
+    alone = build("class_incremental", shared=Shared(experiences=1))
+    np.testing.assert_array_equal(create("cumulative").arrange(alone).rows, alone.rows)
+
+
+def test_seeds_of_unequal_length_are_padded_with_steps_without_rows():
+    short = build("class_incremental", labels=LABELS)
+    long = short._replace(**streams.schedule([np.arange(60)] * 5, 8, 1, 1, 0))
+    one, two = streams.aligned([short, long])
+    assert (one.steps == two.steps).all()
+    assert one.valid.sum() == short.valid.sum()
+
+
+def test_a_permutation_moves_pixels_and_a_rotation_turns_the_image():
+    image = np.arange(16, dtype=np.float32).reshape(1, 4, 4, 1)
+    permuted = transforms.permuted((4, 4, 1), 3, seed=0, first_unchanged=True)
+    for number in range(3):
+        out = np.asarray(transforms.apply(permuted, image, np.int32([number])))
+        assert sorted(out.ravel()) == list(range(16))
+        assert (out == image).all() == (number == 0)
+    turned = transforms.rotation((4, 4, 1), np.array([0.0, 90.0]))
+    np.testing.assert_allclose(transforms.apply(turned, image, np.int32([0])), image, atol=1e-4)
+    out = np.asarray(transforms.apply(turned, image, np.int32([1])))
+    np.testing.assert_allclose(out[0, ..., 0], np.rot90(image[0, ..., 0]), atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("name", "shared", "options", "message"),
+    [
+        ("class_incremental", Shared(experiences=12), {}, "stream.experiences = 12"),
+        ("class_incremental", Shared(), {"classes": 11}, "has 10 classes"),
+        ("online", Shared(epochs=2), {}, "one pass"),
+        ("domain_incremental", Shared(), {"examples": 1000}, "there are 103"),
+    ],
+)
+def test_what_a_stream_cannot_be_is_named(name, shared, options, message):
+    with pytest.raises(UserError, match=message):
+        build(name, shared=shared, **options)
+
+
+def test_a_label_that_is_no_class_is_named():
+    with pytest.raises(UserError, match=r"label 12 \(example 1\), outside of 0 to 9"):
+        streams.check_labels(LABELS._replace(train=np.array([0, 12])))

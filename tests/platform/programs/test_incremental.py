@@ -1,0 +1,215 @@
+"""Incremental runs: one program for the whole stream, cut anywhere, on any number of devices."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from ml_collections import ConfigDict
+
+from lamina.platform.errors import UserError
+from lamina.platform.incremental import metrics
+from lamina.platform.programs import incremental
+from lamina.platform.run import restore
+
+
+def stream_config(learner, **changes):
+    """Three experiences of two epochs of the digits: 3 x 2 x 11 steps (the last ones are 10)."""
+    config = ConfigDict(
+        {
+            "program": "incremental",
+            "seeds": (0,),
+            "stream": {"name": "class_incremental", "experiences": 3, "epochs": 2},
+            "learner": {"name": learner},
+            "data": {"name": "digits", "batch_size": 32, "order": "per_seed"},
+            "model": {"name": "mlp", "widths": (16,)},
+            "task": {"name": "classification"},
+            "optimizer": {"name": "adam", "learning_rate": 1e-2},
+            "schedule": {"name": "constant"},
+            "log_every": 7,
+            "steps_per_call": 0,
+            "trackers": (),
+        }
+    )
+    if learner in ("er", "der", "derpp"):
+        config.learner.memory = 64
+        config.learner.replay = 16
+    if learner in ("gem", "agem"):
+        config.learner.per_task = 16
+    with config.ignore_type(), config.unlocked():
+        for key, value in changes.items():
+            block, _, last = key.rpartition("__")
+            (config[block] if block else config)[last] = value
+    return config
+
+
+@pytest.fixture
+def learn(train, tmp_path):
+    def start(learner, name="run", devices=1, **changes):
+        result = train(stream_config(learner, **changes), name, devices)
+        return result, np.load(tmp_path / name / "accuracy.npy")
+
+    return start
+
+
+def params_of(result):
+    return jax.tree.map(np.asarray, result.state.params)
+
+
+def assert_same(one, two):
+    jax.tree.map(np.testing.assert_array_equal, one, two)
+
+
+def test_a_run_records_its_accuracies_and_its_scores(learn, tmp_path):
+    result, accuracy = learn("er", seeds=(0, 1))
+    assert accuracy.shape == (2, 3, 3)
+    for name, function in metrics.METRICS.items():
+        if name != "forward_transfer":
+            np.testing.assert_allclose(result.final[name].values, function(accuracy), err_msg=name)
+    recorded = [r.value for r in result.metrics if r.split == "task_1" and r.seed == 1]
+    np.testing.assert_allclose(recorded[1:], accuracy[1, :, 0])
+    assert [r.step for r in result.metrics if r.name == "loss" and r.seed == 0][:2] == [7, 14]
+    report = (tmp_path / "run" / "report.html").read_text()
+    assert "Accuracy on each task" in report
+    assert restore(tmp_path / "run", seed=1).predict(np.zeros((2, 8, 8, 1))).shape == (2,)
+
+
+@pytest.mark.slow
+def test_replay_forgets_less_than_fine_tuning_and_cumulative_training_least(learn):
+    final = {
+        name: learn(name, name)[0].final["final_average_accuracy"].mean
+        for name in ("finetune", "er", "cumulative")
+    }
+    assert final["finetune"] + 0.1 < final["er"] < final["cumulative"]
+
+
+def test_parts_of_any_length_give_the_same_numbers_bit_for_bit(learn):
+    whole, accuracy = learn("derpp", "whole")
+    parts, again = learn("derpp", "parts", steps_per_call=5, checkpoint={"every": 5})
+    np.testing.assert_array_equal(accuracy, again)
+    assert_same(params_of(whole), params_of(parts))
+
+
+@pytest.mark.parametrize("learner", ["er", pytest.param("ewc", marks=pytest.mark.slow)])
+def test_a_run_that_was_cut_inside_an_experience_goes_on_as_if_it_had_not(
+    learner, learn, tmp_path, monkeypatch
+):
+    keys = {"steps_per_call": 4, "checkpoint": {"every": 4}, "seeds": (0, 1)}
+    whole, accuracy = learn(learner, "whole", **keys)
+    calls = []
+
+    def stops(request, dispatch):
+        calls.append(dispatch)
+        return len(calls) == 4
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lamina.platform.training.signals.StopRequest.agreed", stops)
+        result, _ = run_cut(learn, learner, keys, tmp_path)
+    assert result.status == "interrupted"
+    resumed, again = learn(learner, "cut", **keys)
+    np.testing.assert_array_equal(accuracy, again)
+    assert_same(params_of(whole), params_of(resumed))
+    key = lambda r: (r.step, r.split, r.name, r.seed, r.value)
+    assert [key(r) for r in whole.metrics] == [key(r) for r in resumed.metrics]
+
+
+def run_cut(learn, learner, keys, tmp_path):
+    (tmp_path / "cut").mkdir()
+    np.save(tmp_path / "cut" / "accuracy.npy", np.zeros(1))  # so that `learn` finds one
+    return learn(learner, "cut", **keys)
+
+
+def test_seeds_together_equal_seeds_alone(learn):
+    together, accuracy = learn("er", "both", seeds=(0, 3))
+    alone, single = learn("er", "alone", seeds=(3,))
+    np.testing.assert_array_equal(accuracy[1:], single)
+    second = jax.tree.map(lambda a: np.asarray(a)[1], together.state.params)
+    assert_same(second, params_of(alone))
+
+
+@pytest.mark.parametrize(
+    "learner",
+    ["er", *(pytest.param(name, marks=pytest.mark.slow) for name in ("derpp", "gem"))],
+)
+def test_eight_devices_with_a_split_memory_equal_one(learner, learn):
+    one, accuracy = learn(learner, "one")
+    eight, again = learn(learner, "eight", devices=8)
+    slots = eight.state.learner["memory"]["rows"]["inputs"]
+    assert slots.sharding.shard_shape(slots.shape)[0] == slots.shape[0] // 8
+    np.testing.assert_allclose(accuracy, again, atol=0.02)  # one example of a task
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5),
+        params_of(one),
+        params_of(eight),
+    )
+
+
+@pytest.mark.slow
+def test_a_vmapped_seed_axis_equals_single_seeds(learn):
+    mesh = {"seed": 2, "data": 1}
+    together, accuracy = learn("er", "both", devices=2, seeds=(0, 3), mesh=mesh)
+    _, single = learn("er", "alone", seeds=(3,))
+    np.testing.assert_allclose(accuracy[1:], single, atol=0.03)
+    assert together.state.params["head"]["bias"].shape == (2, 10)
+
+
+def test_a_numeric_hyper_parameter_is_no_part_of_the_program(digits_like_texts):
+    weak, strong = digits_like_texts
+    assert weak == strong
+
+
+@pytest.fixture
+def digits_like_texts(monkeypatch):
+    """The lowered programs of two runs that differ in a number."""
+    texts = []
+    real = incremental.compiled.compile_program
+
+    def lowered(jitted, *arguments):
+        texts.append(jitted.lower(*arguments).as_text())
+        return real(jitted, *arguments)
+
+    monkeypatch.setattr("lamina.platform.training.compiled.compile_program", lowered)
+    for strength in (1.0, 1e3):
+        config = stream_config("ewc", learner__strength=strength)
+        resolved = incremental.resolve(config)
+        prepared = incremental.prepare(resolved, ("*",), jax.devices()[:1], True)
+        incremental.open_runner(prepared)
+    return texts
+
+
+@pytest.mark.parametrize(
+    ("learner", "changes", "message"),
+    [
+        ("er", {"learner__memory": 8}, "learner.memory = 8 is smaller than the 16 rows"),
+        ("er", {"learner__replay": 0, "learner__memory": 20}, "smaller than the 32 rows"),
+        ("ewc", {"stream": {"name": "online"}}, "'ewc' needs to know where an experience begins"),
+        ("er", {"stream__experiences": 11}, "stream.experiences = 11 should lie between 1 and 10"),
+        ("er", {"steps": 100}, "steps = 100: an incremental run doesn't have it"),
+        ("er", {"learner__memroy": 8}, "did you mean 'memory'"),
+        ("erz", {}, "learner.name = 'erz' is unknown"),
+    ],
+)
+def test_what_is_wrong_is_named_before_there_is_a_folder(
+    learner, changes, message, train, tmp_path
+):
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        train(stream_config(learner, **changes))
+    assert not (tmp_path / "run").exists()
+
+
+def test_result_json_has_the_matrix_of_the_report(learn, tmp_path):
+    _, accuracy = learn("finetune")
+    result = json.loads((tmp_path / "run" / "result.json").read_text())
+    np.testing.assert_allclose(result["accuracy"]["mean"], accuracy[0])
+    assert result["accuracy"]["ends"] == [0, 1, 2]
+
+
+def test_a_finer_grid_of_evaluations_shows_what_falls_between(learn):
+    result, accuracy = learn("er", evaluation={"every": 10})
+    assert accuracy.shape[1] > 3
+    coarse = metrics.minimum_accuracy(accuracy[0][[i for i in ends_of(result)]])
+    assert result.final["minimum_accuracy"].mean <= coarse
+
+
+def ends_of(result):
+    return result.summary["accuracy"]["ends"]

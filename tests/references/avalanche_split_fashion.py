@@ -1,0 +1,118 @@
+"""Runs the acceptance protocol with Avalanche: `python avalanche_split_fashion.py er --seeds=5`.
+
+In an environment of its own, with avalanche-lib (0.6.0) and torch. Prints JSON: accuracies
+[seed, time, task] and seconds of each run, without imports and reading of the data.
+"""
+
+import argparse
+import gzip
+import json
+import random
+import time
+from pathlib import Path
+
+import numpy as np
+import torch
+from avalanche.benchmarks import nc_benchmark
+from avalanche.training import plugins, storage_policy, supervised
+from torch import nn
+
+FOLDER = Path("/usr/share/datasets/fashion-mnist")
+
+
+def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
+    with gzip.open(FOLDER / f"{part}-images-idx3-ubyte.gz") as file:
+        images = np.frombuffer(file.read()[16:], np.uint8).reshape(-1, 784)
+    with gzip.open(FOLDER / f"{part}-labels-idx1-ubyte.gz") as file:
+        labels = np.frombuffer(file.read()[8:], np.uint8)
+    return torch.tensor(images.astype(np.float32) / 255), torch.tensor(labels.astype(np.int64))
+
+
+def strategy(name: str, model: nn.Module):
+    common = {
+        "model": model,
+        "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
+        "criterion": nn.CrossEntropyLoss(),
+        "train_mb_size": 10 if name == "online_er" else 128,
+        "train_epochs": 1,
+        "eval_mb_size": 1000,
+        "device": "cpu",
+        "evaluator": plugins.EvaluationPlugin(),
+    }
+    if name in ("er", "online_er"):
+        policy = storage_policy.ClassBalancedBuffer(500, adaptive_size=True)
+        rows = 10 if name == "online_er" else 128
+        replay = plugins.ReplayPlugin(500, batch_size_mem=rows, storage_policy=policy)
+        return supervised.Naive(**common, plugins=[replay])
+    makers = {
+        "finetune": lambda: supervised.Naive(**common),
+        "cumulative": lambda: supervised.Cumulative(**common),
+        "ewc": lambda: supervised.EWC(**common, ewc_lambda=100.0),
+        "lwf": lambda: supervised.LwF(**common, alpha=1.0, temperature=2.0),
+        "agem": lambda: supervised.AGEM(**common, patterns_per_exp=100, sample_size=128),
+        "gem": lambda: supervised.GEM(**common, patterns_per_exp=100, memory_strength=0.5),
+        "si": lambda: supervised.SynapticIntelligence(**common, si_lambda=0.1),
+        "der": lambda: supervised.DER(
+            **common, mem_size=500, batch_size_mem=128, alpha=0.3, beta=0.0
+        ),
+        "derpp": lambda: supervised.DER(
+            **common, mem_size=500, batch_size_mem=128, alpha=0.3, beta=0.5
+        ),
+    }
+    return makers[name]()
+
+
+def accuracies(model: nn.Module, x: torch.Tensor, y: torch.Tensor) -> list[float]:
+    model.eval()
+    with torch.no_grad():
+        right = (model(x).argmax(1) == y).numpy()
+    task = y.numpy() // 2
+    return [float(right[task == j].mean()) for j in range(5)]
+
+
+def run(name: str, seed: int, train, test) -> tuple[list[list[float]], float]:
+    torch.manual_seed(seed)
+    np.random.seed(seed)  # noqa: NPY002 (what Avalanche draws from)
+    random.seed(seed)
+    sets = [torch.utils.data.TensorDataset(x, y) for x, y in (train, test)]
+    for one, (_, y) in zip(sets, (train, test), strict=True):
+        one.targets = y.tolist()
+    stream = nc_benchmark(
+        sets[0], sets[1], 5, task_labels=False, shuffle=False, class_ids_from_zero_in_each_exp=False
+    )
+    model = nn.Sequential(
+        nn.Linear(784, 400), nn.ReLU(), nn.Linear(400, 400), nn.ReLU(), nn.Linear(400, 10)
+    )
+    learner = strategy(name, model)
+    rows = []
+    begin = time.perf_counter()
+    for experience in stream.train_stream:
+        learner.train(experience)
+        rows.append(accuracies(model, *test))
+    return rows, time.perf_counter() - begin
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("learner")
+    parser.add_argument("--seeds", type=int, default=1)
+    arguments = parser.parse_args()
+    torch.set_num_threads(2)
+    train, test = read("train"), read("t10k")
+    done = [run(arguments.learner, seed, train, test) for seed in range(arguments.seeds)]
+    accuracy = np.asarray([rows for rows, _ in done])
+    print(
+        json.dumps(
+            {
+                "package": "avalanche-lib 0.6.0",
+                "learner": arguments.learner,
+                "final_average_accuracy": accuracy[:, -1].mean(-1).tolist(),
+                "seconds": [seconds for _, seconds in done],
+                "accuracy": accuracy.round(4).tolist(),
+            }
+        )
+    )
+
+
+if __name__ == "__main__":
+    main()
