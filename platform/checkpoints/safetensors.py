@@ -75,10 +75,10 @@ class Tensor:
         nbytes: of its data.
     """
 
-    def __init__(self, file: "File", name: str, layout: Layout, start: int):
+    def __init__(self, content: "Content", name: str, layout: Layout, start: int):
         self.name, self.shape, self.dtype = name, layout.shape, layout.dtype
         self.nbytes = layout.nbytes
-        self._file, self._start = file, start
+        self._content, self._start = content, start
 
     @property
     def size(self) -> int:
@@ -125,61 +125,31 @@ class Tensor:
         """Reads rows of the leading dimension; a scalar is one row."""
         shape = (last - first, *self.shape[1:])
         row = math.prod(self.shape[1:]) * self.dtype.itemsize
-        content = self._file.read_bytes(self._start + first * row, (last - first) * row)
+        data = self._content.read(self._start + first * row, (last - first) * row)
         try:
-            return content.view(self.dtype).reshape(shape)
+            return data.view(self.dtype).reshape(shape)
         except ValueError as error:  # dimensions that no array has, such as (2**70, 0)
             raise UserError(
-                f"{self._file.path} is damaged: {self.name!r} has shape {list(self.shape)}: {error}"
+                f"{self._content.path} is damaged: {self.name!r} has shape {list(self.shape)}: "
+                f"{error}"
             ) from error
 
     def __repr__(self) -> str:
         return f"Tensor({self.name!r}, {self.dtype}{list(self.shape)})"
 
 
-class File:
-    """An open safetensors file whose header has been checked; a context manager.
+class Content:
+    """The bytes of an open file, read by position; closed when nothing refers to it any more."""
 
-    Attributes:
-        path: of the file.
-        tensors: by name, in the header's order.
-        metadata: text by name, from the header.
-    """
-
-    def __init__(self, path: epath.PathLike):
-        """Opens a file, local or `gs://`.
-
-        Raises:
-            UserError: there is no such file, it is something else (a pickle, a zip as PyTorch
-                writes it), it is cut short, or its header lies; the message names the tensor.
-        """
-        self.path = epath.Path(path).expanduser()
+    def __init__(self, path: epath.Path):
+        self.path = path
         try:
-            self._file: IO[bytes] = self.path.open("rb")
+            self._file: IO[bytes] = path.open("rb")
+            self.size = self._file.seek(0, os.SEEK_END)
         except OSError as error:
-            raise UserError(f"can't read {self.path}: {error.strerror or error}") from error
-        try:
-            size = self._file.seek(0, os.SEEK_END)
-            header, data = _read_header(self, size)
-            self.metadata: dict[str, str] = header.pop(_METADATA, {})
-            starts = _check(self.path, header, size - data)
-        except OSError as error:
-            self.close()
-            raise UserError(f"can't read {self.path}: {error.strerror or error}") from error
-        except UserError:
-            self.close()
-            raise
-        self.tensors = {
-            name: Tensor(
-                self,
-                name,
-                Layout(tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]])),
-                data + starts[name],
-            )
-            for name, entry in header.items()
-        }
+            raise UserError(f"can't read {path}: {error.strerror or error}") from error
 
-    def read_bytes(self, start: int, count: int) -> np.ndarray:
+    def read(self, start: int, count: int) -> np.ndarray:
         """Reads bytes of the file as uint8 [count].
 
         Raises:
@@ -207,8 +177,48 @@ class File:
         return len(content)
 
     def close(self) -> None:
-        """Closes the file; tensors that were not read can't be read any more."""
+        """Closes the file."""
         self._file.close()
+
+    def __del__(self) -> None:
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class File:
+    """An open safetensors file whose header has been checked; a context manager.
+
+    Attributes:
+        path: of the file.
+        tensors: by name, in the header's order.
+        metadata: text by name, from the header.
+    """
+
+    def __init__(self, path: epath.PathLike):
+        """Opens a file, local or `gs://`.
+
+        Raises:
+            UserError: there is no such file, it is something else (a pickle, a zip as PyTorch
+                writes it), it is cut short, or its header lies; the message names the tensor.
+        """
+        self.path = epath.Path(path).expanduser()
+        self._content = Content(self.path)
+        header, data = _read_header(self._content)
+        self.metadata: dict[str, str] = header.pop(_METADATA, {})
+        starts = _check(self.path, header, self._content.size - data)
+        self.tensors = {
+            name: Tensor(
+                self._content,
+                name,
+                Layout(tuple(entry["shape"]), np.dtype(DTYPES[entry["dtype"]])),
+                data + starts[name],
+            )
+            for name, entry in header.items()
+        }
+
+    def close(self) -> None:
+        """Closes the file; tensors that were not read can't be read any more."""
+        self._content.close()
 
     def __enter__(self) -> "File":
         return self
@@ -216,15 +226,11 @@ class File:
     def __exit__(self, *exception: object) -> None:
         self.close()
 
-    def __del__(self) -> None:
-        if hasattr(self, "_file"):
-            self._file.close()
 
-
-def _read_header(file: File, size: int) -> tuple[dict[str, Any], int]:
+def _read_header(file: Content) -> tuple[dict[str, Any], int]:
     """The header, its form checked, and the position where the data begin."""
-    source = file.path
-    first = file.read_bytes(0, min(size, 9)).tobytes()
+    source, size = file.path, file.size
+    first = file.read(0, min(size, 9)).tobytes()
     if first.startswith(b"PK"):
         raise UserError(
             f"{source} is a zip archive, such as PyTorch's pickles, not a safetensors file; "
@@ -244,7 +250,7 @@ def _read_header(file: File, size: int) -> tuple[dict[str, Any], int]:
     if length > size - 8:
         raise UserError(f"{source} is cut short: its header has {length} bytes, the file {size}")
     try:
-        header = json.loads(file.read_bytes(8, length).tobytes(), object_pairs_hook=unique)
+        header = json.loads(file.read(8, length).tobytes(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is damaged: its header is no JSON ({error})") from error
     metadata = header.get(_METADATA, {}) if isinstance(header, dict) else None

@@ -1,4 +1,4 @@
-"""`lamina export`: writes a trained model to one file."""
+"""`lamina export`: writes a trained model to files that others read."""
 
 from collections.abc import Sequence
 
@@ -7,7 +7,11 @@ from lamina.platform.commands.arguments import Flag
 from lamina.platform.errors import UserError
 
 FLAGS = {
-    "out": Flag("", "the file: *.safetensors for weights, *.jax for a serialised prediction"),
+    "out": Flag(
+        "", "*.safetensors for weights, *.jax for a serialised prediction, a folder with --names"
+    ),
+    "names": Flag("", "hf-llama or hf-vit: names and shapes of Hugging Face's transformers"),
+    "dtype": Flag("float32", "of the weights with --names: float32, bfloat16 or float16"),
     "seed": Flag(-1, "the value of the seed; default: the run's first"),
     "step": Flag(-1, "the checkpoint's step; default: the newest"),
     "trust": Flag((), "packages whose factories the run's config may name"),
@@ -16,7 +20,9 @@ FLAGS = {
 USAGE = f"""lamina export DIR --out=FILE
 
 Writes the trained weights (FILE.safetensors), or the prediction as a program that runs without
-Lamina (FILE.jax, by jax.export; its batch size is free).
+Lamina (FILE.jax, by jax.export; its batch size is free). With --names=hf-llama (of a transformer)
+or --names=hf-vit (of a vit), --out may also be a folder: it gets config.json and model.safetensors,
+which transformers' from_pretrained reads.
 
 {parsing.describe_flags(FLAGS)}"""
 
@@ -27,7 +33,14 @@ def main(arguments: Sequence[str]) -> int:
     if len(given.positional) != 1:
         raise UserError("give one run folder")
     out = given.flags["out"]
-    if not out.endswith((".safetensors", ".jax")):
+    layout, dtype = given.flags["names"], given.flags["dtype"]
+    if layout and layout not in ("hf-llama", "hf-vit"):
+        raise UserError(f"--names={layout!r} is unknown: hf-llama or hf-vit")
+    if dtype not in ("float32", "bfloat16", "float16") or (dtype != "float32" and not layout):
+        raise UserError(f"--dtype={dtype!r}: with --names, float32, bfloat16 or float16")
+    if layout and (not out or out.endswith(".jax")):
+        raise UserError(f"--out={out!r} should be a folder or end in .safetensors")
+    if not layout and not out.endswith((".safetensors", ".jax")):
         raise UserError(f"--out={out!r} should end in .safetensors or .jax")
     seed, step = given.flags["seed"], given.flags["step"]
 
@@ -40,7 +53,11 @@ def main(arguments: Sequence[str]) -> int:
         step=None if step < 0 else step,
         trust=tuple(given.flags["trust"]),
     )
-    write = exporting.weights if out.endswith(".safetensors") else exporting.prediction
-    write(found, out)
+    if layout:
+        exporting.to_layout(found, out, layout, dtype)
+    elif out.endswith(".safetensors"):
+        exporting.weights(found, out)
+    else:
+        exporting.prediction(found, out)
     print(out)
     return 0

@@ -30,7 +30,6 @@ from lamina.platform.training.profiling import Profiler
 from lamina.platform.training.recorder import Recorder
 from lamina.platform.training.rows import RowWindows
 from lamina.platform.training.state import TrainState
-from lamina.sharding import rules as partition_rules
 
 FREE = (
     "mesh",
@@ -77,8 +76,7 @@ def prepare(
     writers.check_trackers(config.trackers)
     if not fresh:
         return Prepared(parts, loading.NOTHING, evaluated)
-    whole = partition_rules.replicated(parts.mesh)
-    loaded = loading.load(config, trust, parts.recipe.model, whole)
+    loaded = loading.load(config, trust, parts.recipe.model, loading.placement(parts))
     return Prepared(parts, loaded, evaluated)
 
 

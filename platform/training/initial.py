@@ -22,7 +22,8 @@ def create(parts: Experiment, loaded: Loaded) -> TrainState:
         loaded: what isn't drawn.
     """
     values = jnp.asarray(compiled.seed_values(parts))
-    return compiled.initialiser(parts)(values, (dict(loaded.params), dict(loaded.model_state)))
+    params, model_state = loaded.take()
+    return compiled.initialiser(parts)(values, (dict(params), dict(model_state)))
 
 
 def open_feed(parts: Experiment) -> feeds.Feed:

@@ -1,33 +1,48 @@
-"""What a run starts from: the weights of another run, of a checkpoint, or of a safetensors file."""
+"""What a run starts from: the weights of another run, of a checkpoint, or of safetensors files."""
 
-from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.sharding import NamedSharding, Sharding
+from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from lamina.models.functional import FunctionalModel
 from lamina.platform import config as configs
-from lamina.platform.checkpoints import exchange, names, transfer
+from lamina.platform.checkpoints import layouts, names, transfer, weights
 from lamina.platform.errors import UserError
-from lamina.platform.training import trained
+from lamina.platform.training import foreign, trained
+from lamina.platform.training.experiment import Experiment
+
+Values = Mapping[str, jax.Array]
+"""Path to value."""
 
 
-class Loaded(NamedTuple):
-    """Values that aren't drawn.
+class Loaded:
+    """Values that aren't drawn, handed out once: nobody keeps what a state has taken over.
 
-    Attributes:
-        params: path to value.
-        model_state: path to value.
+    Args:
+        read: gives (path to parameter, path to other state).
         report: one line for the user, or "".
     """
 
-    params: Mapping[str, jax.Array]
-    model_state: Mapping[str, jax.Array]
-    report: str = ""
+    def __init__(self, read: Callable[[], tuple[Values, Values]], report: str = ""):
+        self._read, self._values, self.report = read, None, report
+
+    def hold(self, values: tuple[Values, Values]) -> "Loaded":
+        """Keeps values that have been read already, for the first `take`."""
+        self._values = values
+        return self
+
+    def take(self) -> tuple[Values, Values]:
+        """Returns (parameters, other state) and forgets them; they are read again if need be."""
+        values, self._values = self._values, None
+        return self._read() if values is None else values
 
 
-NOTHING = Loaded({}, {})
+NOTHING = Loaded(lambda: ({}, {}))
 """Everything is drawn."""
 
 
@@ -35,7 +50,7 @@ def load(
     config: FrozenConfigDict,
     trust: Sequence[str],
     model: FunctionalModel,
-    sharding: jax.sharding.Sharding,
+    sharding: Sharding | Mapping[str, NamedSharding],
 ) -> Loaded:
     """Returns what `init_from` and `init_from_rules` of the config give.
 
@@ -47,36 +62,98 @@ def load(
         trust: packages whose factories this config may name. The source may be somebody else's:
             its config may name only those given one by one, and those that this config names.
         model: the model to fill.
-        sharding: where to put what is loaded.
+        sharding: where to put what is loaded: one for all, or path to sharding.
 
     Raises:
         UserError: there is nothing to load, or it doesn't fit the model.
     """
-    source = config.init_from
-    if not source:
+    if not config.init_from:
         return NOTHING
+    report, *values = _read(config, trust, model, sharding)
+    again = lambda: _read(config, trust, model, sharding)[1:]
+    return Loaded(again, report).hold((values[0], values[1]))
+
+
+def _read(
+    config: FrozenConfigDict,
+    trust: Sequence[str],
+    model: FunctionalModel,
+    sharding: Sharding | Mapping[str, NamedSharding],
+) -> tuple[str, Values, Values]:
+    """(report, parameters, other state)."""
+    source = config.init_from
     state: Mapping[str, Any] = {}
-    if source.endswith(".safetensors"):
-        params: Any = exchange.import_tensors(source).arrays
-    else:
-        found = trained.read(source, trust=_trusted_in_source(config, trust))
-        params, state = found.params, names.flatten(found.model_state)
-    target = _abstract(model.params, sharding)
+    elsewhere = weights.is_weights(source)
     rules = config.init_from_rules
     try:
+        if elsewhere:
+            params: Any = _weights(config, model, source)
+        else:
+            found = trained.read(source, trust=_trusted_in_source(config, trust))
+            params, state = found.params, names.flatten(found.model_state)
         done = transfer.transfer(
-            params, target, include=rules.include, exclude=rules.exclude, rename=rules.rename
+            params,
+            _abstract(model.params, sharding),
+            include=rules.include,
+            exclude=rules.exclude,
+            rename=rules.rename,
         )
+        values = names.flatten(done.params)
+        loaded = {path: values[path] for path in done.loaded}
+        if elsewhere:
+            _check_finite(loaded, done.loaded)
     except UserError as error:
         raise UserError(f"init_from = {source!r}: {error}") from error
-    values = names.flatten(done.params)
     wanted = names.flatten(_abstract(model.model_state, sharding))
     fitting = {
-        path: jax.device_put(state[path], sharding)
+        path: jax.device_put(state[path], leaf.sharding)
         for path, leaf in wanted.items()
         if path in state and state[path].shape == leaf.shape and state[path].dtype == leaf.dtype
     }
-    return Loaded({path: values[path] for path in done.loaded}, fitting, done.report())
+    return done.report(), loaded, fitting
+
+
+def _weights(config: FrozenConfigDict, model: FunctionalModel, source: str) -> Mapping[str, Any]:
+    """The tensors of a file or folder, under our names if they have those of a known layout."""
+    found = weights.open_weights(source)
+    layout = layouts.detect(found.tensors)
+    if not layout:
+        return found.tensors
+    if config.model.name != layouts.MODELS[layout]:
+        raise UserError(
+            f"these are the weights of a {layouts.MODELS[layout]!r} (layout {layout}), "
+            f"model.name is {config.model.name!r}"
+        )
+    foreign.check(layout, found.config, config.model)
+    targets = {path: tuple(leaf.shape) for path, leaf in names.flatten(model.params).items()}
+    return layouts.to_ours(layout, found.tensors, targets)
+
+
+def _check_finite(loaded: Values, sources: Mapping[str, str]) -> None:
+    bad = [path for path, value in loaded.items() if not bool(_all_finite(value))]
+    if bad:
+        where = ", ".join(sources[path] for path in bad[:5])
+        raise UserError(f"{len(bad)} arrays hold values that are not finite: {where}")
+
+
+@jax.jit
+def _all_finite(value: jax.Array) -> jax.Array:
+    return jnp.isfinite(value).all()
+
+
+def placement(parts: Experiment) -> dict[str, NamedSharding]:
+    """Returns where each of the model's parameters lies in a run: path to sharding.
+
+    With several seeds it is that of one seed, copied along the mesh's seed axis.
+    """
+    leaves = names.flatten(parts.state.params) | names.flatten(parts.state.frozen)
+    shardings = {path: leaf.sharding for path, leaf in leaves.items()}
+    if parts.seeds.number == 1:
+        return shardings
+    return {
+        path: NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+        for path, sharding in shardings.items()
+    }
 
 
 def _trusted_in_source(config: FrozenConfigDict, trust: Sequence[str]) -> tuple[str, ...]:
@@ -86,7 +163,12 @@ def _trusted_in_source(config: FrozenConfigDict, trust: Sequence[str]) -> tuple[
     return (*given, *sorted(own))
 
 
-def _abstract(tree: Any, sharding: jax.sharding.Sharding) -> Any:
-    return jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding), tree
-    )
+def _abstract(tree: Any, sharding: Sharding | Mapping[str, NamedSharding]) -> Any:
+    def leaf(path: Any, value: Any) -> jax.ShapeDtypeStruct:
+        place = sharding
+        if isinstance(place, Mapping):
+            whole = next((NamedSharding(s.mesh, P()) for s in place.values()), None)
+            place = place.get(names.path_name(path), whole)
+        return jax.ShapeDtypeStruct(value.shape, value.dtype, sharding=place)
+
+    return jax.tree_util.tree_map_with_path(leaf, tree)

@@ -22,7 +22,8 @@ class Settings(NamedTuple):
         log_every: steps between two records; a logged value is the weighted mean since the last.
         steps_per_call: steps in one dispatch. Records, evaluation and checkpoints happen between
             dispatches, so their cadences are multiples of it.
-        init_from: a run folder or a safetensors file whose parameters the run starts from.
+        init_from: a run folder, a safetensors file, or a folder of them as Hugging Face writes it,
+            whose parameters the run starts from.
         evaluators: name to `dict(data=..., every=...)`: further data to evaluate on.
         trackers: what is written besides `metrics.jsonl` and the console.
         tracker_options: tracker to its keys, such as `wandb=dict(project="digits")`.
