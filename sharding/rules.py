@@ -35,6 +35,7 @@ class Rules(NamedTuple):
         state: of a preset, for optimizer moments and moving averages, over `parameters`.
         activations: of a preset, for the dimensions of activations. What isn't named here is left
             to the compiler.
+        derived: path of a parameter to a rule for each dimension, instead of `parameters`.
         explicit: the user's, for the dimensions of parameters, over those of the preset.
         paths: the user's, for single parameters: a regular expression, and a rule for each
             dimension. The first that is found in a parameter's path decides.
@@ -43,6 +44,7 @@ class Rules(NamedTuple):
     parameters: AxisRules
     state: AxisRules = _NOTHING
     activations: AxisRules = _NOTHING
+    derived: Mapping[str, Sequence[MeshAxes]] = MappingProxyType({})
     explicit: AxisRules = _NOTHING
     paths: Sequence[tuple[str, Sequence[MeshAxes]]] = ()
 
@@ -73,6 +75,8 @@ PRESETS: Mapping[str, Rules] = {
     # `tensor`, and between the blocks each device of a tensor group has a part of the sequence
     # (Korthikanti et al. 2022, 2205.05198).
     "sequence": Rules(TENSOR, activations={**ROWS, **HIDDEN, "stream": ("sequence", "tensor")}),
+    # `derived`, from `lamina.sharding.auto`; the compiler splits activations as they follow.
+    "auto": Rules({}, activations=ROWS),
 }
 
 
@@ -194,6 +198,12 @@ def _claims(
             return [_Claim(w, True, f"the rule {w!r} for {pattern!r}") for w in each]
     base = {**rules.parameters, **rules.state} if state else rules.parameters
     found = {**base, **rules.explicit}
+    if path in rules.derived:
+        each = zip(names, rules.derived[path], strict=True)
+        return [
+            _Claim(rules.explicit.get(n or "", wanted), n in rules.explicit, f"the rule {wanted!r}")
+            for n, wanted in each
+        ]
     if not any(names) and len(shape) > 1:
         names = _name_largest(shape, found.get(UNNAMED, ""), mesh)
     return [

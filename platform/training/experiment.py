@@ -9,7 +9,6 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
-from lamina.models import axes as logical
 from lamina.models import placement
 from lamina.models.functional import FunctionalModel, functional
 from lamina.models.spec import DataSpec
@@ -275,8 +274,9 @@ def _assemble(
         )
     spec = dataset.spec
     model, task, trained = build_model(c, trust, spec)
-    rules = sharding_rules(c.sharding, model)
     train = dataset.splits["train"]
+    batch = stream.batch if stream else example_batch(train, c.data.batch_size)
+    rules = layout.rules(c.sharding, model, task, batch, mesh)
     steps = stream.steps if stream else 0
     steps = steps or c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
     rate = optimizing.learning_rate(c, trust, steps)
@@ -303,7 +303,6 @@ def _assemble(
     )
     per_seed = stream.per_seed if stream else c.data.order == "per_seed"
     plan = seeds.plan(len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], per_seed)
-    batch = stream.batch if stream else example_batch(train, c.data.batch_size)
     one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
     shardings = layout.state_shardings(
         one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1
@@ -314,28 +313,6 @@ def _assemble(
         )
     state = layout.abstract(one, shardings)
     return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
-
-
-def sharding_rules(c: FrozenConfigDict, model: FunctionalModel) -> partition_rules.Rules:
-    """Returns the rules of a `sharding` block.
-
-    Raises:
-        UserError: it names logical axes that the model hasn't.
-        ValueError: it names no preset.
-    """
-    named = {name for axes in layout.flat(model.axes).values() for name in axes if name}
-    known = {
-        "axes": named | logical.VOCABULARY | {partition_rules.UNNAMED},
-        "activations": placement.VOCABULARY,
-    }
-    for key, names in known.items():
-        for axis in c[key]:
-            if axis not in names:
-                having = ", ".join(sorted(named if key == "axes" else names))
-                raise UserError(
-                    f"sharding.{key}.{axis}: the model has no axis {axis!r}, it has {having}"
-                )
-    return partition_rules.preset(c.rules, c.axes, c.paths, c.activations)
 
 
 def build_model(

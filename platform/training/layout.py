@@ -7,11 +7,61 @@ import jax
 import optax
 from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
+from ml_collections import FrozenConfigDict
 
+from lamina.models import axes as logical_axes
+from lamina.models import placement
+from lamina.models.functional import FunctionalModel
+from lamina.platform.errors import UserError
 from lamina.platform.training.parameters import flat, nested
 from lamina.platform.training.state import TrainState
+from lamina.platform.training.tasks import Task
+from lamina.sharding import auto
 from lamina.sharding import rules as partition_rules
 from lamina.sharding.mesh import batch_parallelism
+
+
+def rules(
+    c: FrozenConfigDict, model: FunctionalModel, task: Task, batch: Any, mesh: Mesh
+) -> partition_rules.Rules:
+    """Returns the rules of a `sharding` block.
+
+    Args:
+        c: the block.
+        model: to which they apply.
+        task: says how the model is called; with "auto" it is traced.
+        batch: as `jax.ShapeDtypeStruct`s.
+        mesh: the mesh.
+
+    Raises:
+        UserError: it names logical axes that the model hasn't.
+        ValueError: it names no preset.
+    """
+    named = {name for axes in flat(model.axes).values() for name in axes if name}
+    known = {
+        "axes": named | logical_axes.VOCABULARY | {partition_rules.UNNAMED},
+        "activations": placement.VOCABULARY,
+    }
+    for key, names in known.items():
+        for axis in c[key]:
+            if axis not in names:
+                having = ", ".join(sorted(named if key == "axes" else names))
+                raise UserError(
+                    f"sharding.{key}.{axis}: the model has no axis {axis!r}, it has {having}"
+                )
+    found = partition_rules.preset(c.rules, c.axes, c.paths, c.activations)
+    if c.rules != "auto":
+        return found
+
+    def forward(params: Any, state: Any, batch: Any) -> Any:
+        arguments, options = task.inputs(batch)
+        return model.apply(nested(params), state, *arguments, train=False, **options)[0]
+
+    arguments = (model.model_state, batch)
+    ways = mesh.shape["tensor"]
+    return found._replace(
+        derived=auto.layout(forward, flat(model.params), arguments, ways, "tensor")
+    )
 
 
 def state_shardings(
@@ -19,7 +69,7 @@ def state_shardings(
     trained_axes: Any,
     axes: Any,
     optimizer: optax.GradientTransformation,
-    rules: partition_rules.Rules,
+    chosen: partition_rules.Rules,
     mesh: Mesh,
     seed_axis: bool,
 ) -> TrainState:
@@ -33,7 +83,7 @@ def state_shardings(
         trained_axes: logical axes of what is trained (the parameters, or their adapters).
         axes: logical axes of the model's parameters, nested as they are.
         optimizer: whose state it is.
-        rules: where the dimensions of parameters go.
+        chosen: where the dimensions of parameters go.
         mesh: the mesh.
         seed_axis: whether the state has a leading seed axis, split over the mesh axis `seed`.
 
@@ -45,7 +95,7 @@ def state_shardings(
     logical = flat(axes) | flat(trained_axes)
 
     paths = [*flat(state.params), *flat(state.frozen)]
-    for pattern in partition_rules.unused_paths(rules, paths):
+    for pattern in partition_rules.unused_paths(chosen, paths):
         raise ValueError(f"sharding.paths: {pattern!r} is found in the path of no parameter")
 
     def of_params(tree: Any, state: bool = False) -> Any:
@@ -55,7 +105,7 @@ def state_shardings(
         names = logical.get(name)
         if names is None or len(names) != len(leaf.shape):
             names = (None,) * len(leaf.shape)
-        spec = partition_rules.partition_spec(names, leaf.shape, rules, mesh, name, state=state)
+        spec = partition_rules.partition_spec(names, leaf.shape, chosen, mesh, name, state=state)
         return NamedSharding(mesh, spec)
 
     moments = optax.tree_utils.tree_map_params(

@@ -180,7 +180,7 @@ class Sharding(NamedTuple):
     dimension that doesn't divide is an error; "tensor?" leaves it whole instead.
 
     Attributes:
-        rules: a preset: "data", "zero1", "fsdp", "tensor", "fsdp+tensor" or "sequence".
+        rules: a preset: "data", "zero1", "fsdp", "tensor", "fsdp+tensor", "sequence" or "auto".
         axes: logical axis of parameters to mesh axis, over the preset's.
         paths: (regular expression, a mesh axis for each dimension) pairs, over all else: the first
             that is found in a parameter's path decides how that parameter is split.
