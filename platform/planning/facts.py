@@ -4,11 +4,9 @@ import math
 from typing import Any, NamedTuple
 
 import jax
-from ml_collections import FrozenConfigDict
 
-from lamina.platform import config as configs
+from lamina.platform.training import efficiency
 from lamina.platform.training import experiment as experiments
-from lamina.platform.training import flops
 from lamina.platform.training.parameters import flat
 from lamina.sharding import mesh as meshes
 from lamina.sharding import rules
@@ -60,7 +58,7 @@ class Facts(NamedTuple):
         examples: in a step.
         tokens: in a step; 0 where an example is no sequence of tokens.
         sequence: tokens of an example, or 0.
-        model_flops: of a step, see `model_flops`.
+        model_flops: of a step, see `efficiency.model_flops`.
         parameters: number of trained parameters.
     """
 
@@ -103,7 +101,7 @@ def gather(experiment: experiments.Experiment, layout: Layout) -> Facts:
         examples=rows,
         tokens=rows * sequence,
         sequence=sequence,
-        model_flops=model_flops(experiment),
+        model_flops=efficiency.model_flops(experiment),
         parameters=trained,
     )
 
@@ -126,41 +124,3 @@ def _leaf(part: str, path: str, leaf: Any, axes: dict[str, Any]) -> Leaf:
         itemsize=leaf.dtype.itemsize,
         split=split,
     )
-
-
-def model_flops(experiment: experiments.Experiment) -> float:
-    """Returns the FLOPs that a step of the model needs, however it is computed.
-
-    Three times the matrix products of the forward pass (backward takes twice as many), without
-    those that are done again to save memory, as is usual for MFU (Chowdhery et al. 2022, arXiv
-    2204.02311, appendix B). Products with a batch dimension are attention's; under language
-    modelling half of them lie behind the causal mask and don't count.
-    """
-    c, recipe = experiment.config, experiment.recipe
-    model, state = recipe.model, experiment.state
-    if "attention" in c.model:
-        changed = configs.thaw(c)
-        changed["model"]["attention"] = "dense"
-        plain = FrozenConfigDict(changed)
-        model, _, _ = experiments.build_model(plain, experiment.trust, experiment.dataset.spec)
-    batch = jax.eval_shape(recipe.augment, jax.random.key(0), experiment.batch)
-    one = lambda tree: jax.tree.map(
-        lambda leaf: jax.ShapeDtypeStruct(
-            leaf.shape[1:] if experiment.seeds.number > 1 else leaf.shape, leaf.dtype
-        ),
-        tree,
-    )
-
-    def forward(trained: Any, frozen: Any, model_state: Any, batch: Any) -> Any:
-        params = recipe.parameters.combine(trained, frozen)
-        arguments, options = recipe.task.inputs(batch)
-        key = jax.random.key(0)
-        output, _ = model.apply(params, model_state, *arguments, train=True, key=key, **options)
-        return output.logits
-
-    traced = jax.make_jaxpr(forward)(
-        one(state.params), one(state.frozen), one(state.model_state), batch
-    )
-    total, attention = flops.count_jaxpr(traced), flops.count_batched(traced)
-    causal = c.task.name == "language_modeling"
-    return 3.0 * experiment.seeds.number * (total - attention / 2 * causal)

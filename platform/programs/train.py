@@ -24,7 +24,16 @@ from lamina.platform.reporting import folder, records, storage, writers
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
 from lamina.platform.reporting.protocol import RunInfo, Writer
-from lamina.platform.training import compiled, evaluation, initial, loading, loop, samples, settings
+from lamina.platform.training import (
+    compiled,
+    efficiency,
+    evaluation,
+    initial,
+    loading,
+    loop,
+    samples,
+    settings,
+)
 from lamina.platform.training.experiment import Experiment, assemble
 from lamina.platform.training.profiling import Profiler
 from lamina.platform.training.recorder import Recorder
@@ -155,7 +164,16 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             state = restored.state if restored else initial.create(parts, prepared.loaded)
             jax.block_until_ready(state)
         recorder = Recorder(
-            parts, prepared.loaded, context.say, clock, meter, store, log, history, evaluators
+            parts,
+            prepared.loaded,
+            context.say,
+            clock,
+            meter,
+            store,
+            log,
+            history,
+            evaluators,
+            start,
         )
         recorder.check_divergence(jax.device_get(state.nonfinite_step))  # in a session before
         state = train_loop(recorder, program, feed.constants, windows, state, start, context)
@@ -270,10 +288,7 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
     recorder.evaluate(step, frozenset(e.name for e in recorder.evaluators), state)
     recorder.save(step, state, last=True)
     totals = recorder.clock.totals()
-    seconds = sum(totals.values()) - totals.get("compile", 0.0)
-    training = totals.get("train", 0.0) + totals.get("data", 0.0)
-    per_second = step / training if training else 0.0
-    examples = c.data.batch_size * parts.seeds.number
+    speed = efficiency.figures(parts, step, totals)
     if jax.process_index() == 0:
         with recorder.clock.phase("samples"):
             write_samples(parts, state, context)
@@ -281,12 +296,13 @@ def finish(recorder: Recorder, state: TrainState, context: Context) -> Outcome:
         "final": records.summarise(recorder.history, seeds=c.seeds),
         "steps": step,
         "epochs": step * c.data.batch_size / len(parts.dataset.splits["train"]),
-        "seconds": seconds,
+        "seconds": sum(totals.values()) - totals.get("compile", 0.0),
         "compile_seconds": totals.get("compile", 0.0),
-        "steps_per_second": per_second,
-        "examples_per_second": per_second * examples,
+        **speed,
         "energy_joules": recorder.meter.update(),
         "phases": totals,
+        "straggler": recorder.stragglers.line,
+        "processes": [pace._asdict() for pace in recorder.stragglers.paces],
         "diverged": {str(seed): bad for seed, bad in recorder.diverged.items()},
         "stopped_early": step < parts.steps,
         "best_step": recorder.store.best() if c.checkpoint.best else step,

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from lamina.platform.errors import UserError
 from lamina.platform.reporting import curves, folder, formats, page, records, storage
 from lamina.platform.reporting.charts import COLOURS, Line, chart
-from lamina.platform.reporting.report import CHART_BYTES
+from lamina.platform.reporting.report import CHART_BYTES, SPEED, speed
 from lamina.platform.reporting.storage import PathLike
 
 
@@ -18,6 +18,7 @@ class Run(NamedTuple):
     state: str
     config: dict[str, Any]
     entries: list[records.Record]
+    result: Mapping[str, Any]
     final: Mapping[str, Any]
     seeds: list[int]
     slot: int
@@ -70,6 +71,7 @@ def build(workdirs: Sequence[PathLike]) -> str:
         charts=drawn,
         undrawn=undrawn,
         bands=any(len(run.seeds) > 1 for run in runs),
+        speeds=_speeds(runs),
         differences=differences({run.label: run.config for run in runs}),
     )
 
@@ -135,11 +137,12 @@ def _load(workdirs: Sequence[PathLike]) -> list[Run]:
             raise UserError(f"There is no run folder {workdir} to compare.")
         config, entries = folder.read_config(workdir), folder.read_metrics(workdir)
         seeds = list(config.get("seeds") or sorted({entry.seed for entry in entries}) or [0])
-        final = (folder.read_result(workdir) or {}).get("final")
+        result = folder.read_result(workdir) or {}
+        final = result.get("final")
         if not isinstance(final, Mapping):
             final = records.summarise(entries, seeds=seeds)
         state = str(folder.read_status(workdir).get("state", ""))
-        runs.append(Run(label, state, config, entries, final, seeds, place % COLOURS))
+        runs.append(Run(label, state, config, entries, result, final, seeds, place % COLOURS))
     return runs
 
 
@@ -187,6 +190,17 @@ def _table(runs: Sequence[Run]) -> list[dict[str, Any]]:
             )
         groups.append({"split": name[0], "metric": name[1], "runs": cells})
     return groups
+
+
+def _speeds(runs: Sequence[Run]) -> list[dict[str, Any]]:
+    """A row per figure of speed, a cell per run."""
+    found = [{figure["label"]: figure["value"] for figure in speed(run.result)} for run in runs]
+    names = dict.fromkeys(label for _, label, _ in SPEED)
+    return [
+        {"label": name, "values": [figures.get(name, "") for figures in found]}
+        for name in names
+        if any(name in figures for figures in found)
+    ]
 
 
 def p_value(p: float | None) -> str:

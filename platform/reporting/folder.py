@@ -138,9 +138,8 @@ def write_result(workdir: PathLike, result: Mapping[str, Any]) -> None:
     Args:
         workdir: the run folder.
         result: the run's result. Reports know these keys: "final" (see `records.summarise`),
-            "steps_per_second", "examples_per_second", "seconds", "compile_seconds",
-            "energy_joules", "phases" (as `Clock.totals` gives them), and show other plain numbers
-            as such.
+            "phases" (as `Clock.totals` gives them) and those of `report.SPEED`, and show other
+            plain numbers as such.
     """
     storage.write_json(storage.as_path(workdir) / RESULT, result)
 

@@ -77,7 +77,7 @@ def build(workdir: PathLike) -> str:
         undrawn=undrawn,
         bands=len(seeds) > 1 and bool(drawn),
         matrix=page.matrix(known.get("accuracy")),
-        speed=_speed(known),
+        speed=speed(known),
         phases=_phases(known.get("phases")),
         samples=samples,
         samples_left=samples_left,
@@ -239,9 +239,18 @@ def _headline(
     return figures
 
 
+PERCENT = "{:.1%}".format
 SPEED = (
     ("steps_per_second", "steps a second", formats.compact),
     ("examples_per_second", "examples a second", formats.compact),
+    ("examples_per_second_per_device", "examples a second and device", formats.compact),
+    ("tokens_per_second", "tokens a second", formats.compact),
+    ("tokens_per_second_per_device", "tokens a second and device", formats.compact),
+    ("model_flops_per_step", "model FLOPs a step", formats.compact),
+    ("model_flops_per_second_per_device", "model FLOP/s and device", formats.compact),
+    ("mfu", "MFU", PERCENT),
+    ("goodput", "goodput", PERCENT),
+    ("checkpoint_stall_seconds", "stalled by checkpoints", formats.duration),
     ("seconds", "without compiling", formats.duration),
     ("compile_seconds", "compiling", formats.duration),
     ("energy_joules", "processor energy", lambda value: f"{formats.compact(value)}J"),
@@ -249,7 +258,8 @@ SPEED = (
 """Keys of the result, their labels, and how their numbers are written."""
 
 
-def _speed(result: Mapping[str, Any]) -> list[dict[str, str]]:
+def speed(result: Mapping[str, Any]) -> list[dict[str, str]]:
+    """What a result says of a run's speed, as figures."""
     return [
         _figure(label, show(result[key]))
         for key, label, show in SPEED

@@ -14,7 +14,15 @@ from lamina.platform.reporting import records
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
 from lamina.platform.reporting.protocol import Writer
-from lamina.platform.training import diagnosis, evaluation, layout, loop, settings, trained
+from lamina.platform.training import (
+    diagnosis,
+    evaluation,
+    layout,
+    loop,
+    settings,
+    stragglers,
+    trained,
+)
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.loading import Loaded
 from lamina.platform.training.state import TrainState
@@ -33,6 +41,10 @@ class Recorder:
         log: the writers.
         history: records written so far.
         evaluators: the splits to evaluate.
+        start: steps done before.
+
+    Attributes:
+        stragglers: compares the processes at each checkpoint.
     """
 
     def __init__(
@@ -46,6 +58,7 @@ class Recorder:
         log: Writer,
         history: Sequence[records.Record],
         evaluators: Sequence[evaluation.Evaluator],
+        start: int,
     ):
         self.loaded = loaded
         self.parts, self.say, self.clock, self.meter = parts, say, clock, meter
@@ -54,6 +67,7 @@ class Recorder:
         self.done = {(r.step, r.split) for r in history}
         self.diverged: dict[int, int] = {}
         self.saved_step = -1
+        self.stragglers = stragglers.Watch(clock, start)
 
     def write(self, step: int, split: str, by_seed: list[dict[str, float]]) -> None:
         """Writes one split's metrics of all seeds."""
@@ -87,6 +101,8 @@ class Recorder:
             CheckpointError: the last checkpoint can't be saved.
         """
         self.log.sync()
+        if self.stragglers.look(step):
+            self.say(self.stragglers.line)
         extra = {
             "clock": self.clock.totals(),
             "joules": self.meter.update(),

@@ -77,3 +77,10 @@ def test_a_comparison_needs_two_run_folders(tmp_path):
         compare.build([tmp_path])
     with pytest.raises(UserError, match="nowhere"):
         compare.build([tmp_path, tmp_path / "nowhere"])
+
+
+def test_a_comparison_shows_the_speeds_that_runs_know(make, tmp_path):
+    first, second = make.run(tmp_path / "a"), make.run(tmp_path / "b")
+    page = compare.build([first, second])
+    assert page.count("<td>41.3%</td>") == page.count("<td>42.3%</td>") == 2
+    assert "tokens a second" not in page
