@@ -33,7 +33,16 @@ from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, records, storage, writers
 from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
-from lamina.platform.training import compiled, experiment, initial, layout, learners, loading, loop
+from lamina.platform.training import (
+    compiled,
+    efficiency,
+    experiment,
+    initial,
+    layout,
+    learners,
+    loading,
+    loop,
+)
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.recorder import Recorder
 from lamina.platform.training.state import TrainState
@@ -306,7 +315,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
             state = learners.set_hyper(parts.recipe.learner, state)
             jax.block_until_ready(state)
         recorder = Recorder(
-            parts, prepared.loaded, context.say, clock, meter, store, log, history, []
+            parts, prepared.loaded, context.say, clock, meter, store, log, history, [], start
         )
         recorder.check_divergence(jax.device_get(state.nonfinite_step))
         state = learn(recorder, prepared, runner, state, start, context)
@@ -369,6 +378,7 @@ def finish(recorder: Recorder, prepared: Prepared, state: TrainState, context: C
         "compile_seconds": totals.get("compile", 0.0),
         "steps_per_second": per_second,
         "examples_per_second": per_second * c.data.batch_size * parts.seeds.number,
+        **efficiency.shares(totals),
         "energy_joules": recorder.meter.update(),
         "phases": totals,
         "learner_bytes": layout.bytes_per_device(parts.state.learner) // parts.seeds.number,

@@ -101,12 +101,9 @@ def figures(experiment: Experiment, steps: int, phases: Mapping[str, float]) -> 
         model_flops_per_step: see `model_flops`; None where the model can't be analysed.
         model_flops_per_second_per_device: the same, over the same time.
         mfu: that as a share of the device's peak; None where `peak` doesn't know it.
-        goodput: the share of all wall time that went into steps, from 0 to 1: what was spent on
-            compiling, waits for data, evaluation and checkpoints is missing to 1.
-        checkpoint_stall_seconds: how long checkpoints kept the steps waiting in all.
+        goodput, checkpoint_stall_seconds: see `shares`.
     """
     c, devices = experiment.config, experiment.mesh.size
-    total = sum(phases.values())
     training = phases.get("train", 0.0) + phases.get("data", 0.0)
     per_second = steps / training if training else 0.0
     examples = per_second * c.data.batch_size * experiment.seeds.number
@@ -126,6 +123,23 @@ def figures(experiment: Experiment, steps: int, phases: Mapping[str, float]) -> 
         "model_flops_per_step": needed,
         "model_flops_per_second_per_device": per_device,
         "mfu": per_device / limit if per_device is not None and limit else None,
+        **shares(phases),
+    }
+
+
+def shares(phases: Mapping[str, float]) -> dict[str, float | None]:
+    """Returns how a run spent its time.
+
+    Args:
+        phases: seconds by phase (`Clock.totals`).
+
+    Returns:
+        goodput: the share of all wall time that went into steps, from 0 to 1: what was spent on
+            compiling, waits for data, evaluation and checkpoints is missing to 1.
+        checkpoint_stall_seconds: how long checkpoints kept the steps waiting in all.
+    """
+    total = sum(phases.values())
+    return {
         "goodput": phases.get("train", 0.0) / total if total else None,
         "checkpoint_stall_seconds": phases.get("checkpoint", 0.0),
     }
