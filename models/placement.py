@@ -96,15 +96,54 @@ def partition_spec(shape: tuple[int, ...], *names: str | None) -> P:
     return P(*parts)
 
 
-def constrain(x: jax.Array, *names: str | None) -> jax.Array:
+class Seen(NamedTuple):
+    """An activation that a model has placed.
+
+    Attributes:
+        names: of its dimensions.
+        shape: its shape.
+        dtype: its dtype.
+        spec: how it is split.
+        partial: mesh axes of which each device had a summand before it was placed.
+    """
+
+    names: tuple[str | None, ...]
+    shape: tuple[int, ...]
+    dtype: str
+    spec: P
+    partial: tuple[str, ...]
+
+
+_SEEN: contextvars.ContextVar[list[Seen] | None] = contextvars.ContextVar("seen", default=None)
+
+
+@contextlib.contextmanager
+def recorded() -> Iterator[list[Seen]]:
+    """Gives the list to which `constrain` adds while models are traced."""
+    seen: list[Seen] = []
+    token = _SEEN.set(seen)
+    try:
+        yield seen
+    finally:
+        _SEEN.reset(token)
+
+
+def constrain(x: jax.Array, *names: str | None, summed: str = "") -> jax.Array:
     """Returns `x`, split as the placement in force says.
 
     Args:
         x: an activation.
         *names: of its dimensions, such as `BATCH`; None is never split.
+        summed: the dimension over which `x` has just been summed: along what splits it every
+            device has a summand, so that here is a reduction. Default: "", none that is split.
     """
     placement = in_force()
     if placement is None or placement.mesh.size == 1:
         return x
-    sharding = NamedSharding(placement.mesh, partition_spec(x.shape, *names))
-    return jax.lax.with_sharding_constraint(x, sharding)
+    spec = partition_spec(x.shape, *names)
+    seen = _SEEN.get()
+    if seen is not None:
+        over = placement.axes.get(summed, ())
+        partial = tuple(axis for axis in over if placement.mesh.shape[axis] > 1)
+        seen.append(Seen(names, x.shape, str(x.dtype), spec, partial))
+    return jax.lax.with_sharding_constraint(x, NamedSharding(placement.mesh, spec))

@@ -128,11 +128,11 @@ class Block(nnx.Module):
             cached = (write(cached[0], key, start, axis=1), write(cached[1], value, start, axis=1))
             x = attend_cached(query, *cached, start)
         x = constrain(x, BATCH, LENGTH, axes.HEADS, None)
-        x = constrain(self.output(x), BATCH, STREAM, None)
+        x = constrain(self.output(x), BATCH, STREAM, None, summed=axes.HEADS)
         x_BTD = x_BTD + self.dropout(x, rngs=rngs)
         x = constrain(self.mlp_norm(x_BTD), BATCH, LENGTH, None)
         x = constrain(jax.nn.silu(self.gate(x)) * self.up(x), BATCH, LENGTH, axes.MLP)
-        x = constrain(self.down(x), BATCH, STREAM, None)
+        x = constrain(self.down(x), BATCH, STREAM, None, summed=axes.MLP)
         x_BTD = x_BTD + self.dropout(x, rngs=rngs)
         return x_BTD if cached is None else (x_BTD, cached)
 
@@ -207,7 +207,8 @@ class Transformer(nnx.Module):
             positions = jnp.arange(inputs.shape[1], dtype=jnp.int32)[None]
             positions = positions if start is None else positions + start
         history = self._history(inputs, cache)
-        x_BTD = constrain(self._embed(inputs, history, segments), BATCH, LENGTH, None)
+        x_BTD = self._embed(inputs, history, segments)
+        x_BTD = constrain(x_BTD, BATCH, LENGTH, None, summed=axes.VOCAB)
         x_BTD = self.dropout(constrain(x_BTD, BATCH, STREAM, None), rngs=rngs)
         units = self.sizes.embed // self.sizes.heads
         angles = rope_angles(positions, units, self.rope_theta)

@@ -67,13 +67,13 @@ class Block(nnx.Module):
         key = constrain(self.key(x), BATCH, None, axes.HEADS, None)
         value = constrain(self.value(x), BATCH, None, axes.HEADS, None)
         x = attend(query, key, value, causal=False)
-        x = constrain(
-            self.output(constrain(x, BATCH, LENGTH, axes.HEADS, None)), BATCH, STREAM, None
-        )
+        x = constrain(x, BATCH, LENGTH, axes.HEADS, None)
+        x = constrain(self.output(x), BATCH, STREAM, None, summed=axes.HEADS)
         x_BTD = x_BTD + self.dropout(x, rngs=rngs)
         x = constrain(self.mlp_norm(x_BTD), BATCH, LENGTH, None)
         x = constrain(self.activation(self.up(x)), BATCH, LENGTH, axes.MLP)
-        x = constrain(self.down(self.dropout(x, rngs=rngs)), BATCH, STREAM, None)
+        x = self.down(self.dropout(x, rngs=rngs))
+        x = constrain(x, BATCH, STREAM, None, summed=axes.MLP)
         return x_BTD + self.dropout(x, rngs=rngs)
 
 

@@ -51,6 +51,10 @@ def main(arguments: Sequence[str]) -> int:
     writers.check_trackers(resolved.trackers)
     print("\nParameters")
     tables.show(tables.parameter_table(compiled.parameter_rows(parts)))
+    activations = compiled.activation_rows(parts)
+    if activations:
+        print("\nActivations")
+        tables.show(tables.activation_table(activations))
     print("\nRun")
     for name, value in _figures(parts, not missing, given.flags["compile"]):
         print(f"  {name:<34} {value}")

@@ -66,6 +66,28 @@ def parameter_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     )
 
 
+def activation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
+    """The activations that a model places, by the names of their dimensions.
+
+    Args:
+        rows: of `compiled.activation_rows`: {"axes", "shape", "dtype", "before", "sharding",
+            "bytes"}.
+    """
+    cells = [
+        (
+            ", ".join(axis or "-" for axis in row["axes"]),
+            page.shape(row["shape"]),
+            row["dtype"],
+            row["before"],
+            row["sharding"],
+            formats.size(row["bytes"]),
+        )
+        for row in rows
+    ]
+    columns = ("axes", "shape", "type", "comes as", "sharding", ">size")
+    return Table(columns, cells, wrap=("axes", "comes as", "sharding"))
+
+
 def runs_table(runs: Sequence[RunRow], metrics: int = 2) -> Table:
     """Runs with their state and numbers, for `lamina list`.
 

@@ -8,12 +8,14 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamina.models import placement
 from lamina.platform.data.feed import Feed
 from lamina.platform.errors import DivergedError
 from lamina.platform.training import layout, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
 from lamina.sharding import rules as partition_rules
+from lamina.sharding import view
 
 
 class Program(NamedTuple):
@@ -170,7 +172,8 @@ def constrained(experiment: Experiment, feed: Feed, per_seed: bool) -> Callable[
 def parameter_rows(experiment: Experiment) -> list[dict[str, Any]]:
     """Returns one row per parameter of one seed: path, shape, dtype, axes, sharding, bytes.
 
-    The bytes are those of all seeds on one device.
+    The sharding is that of `lamina.sharding.view`, and the bytes are those of all seeds on one
+    device.
     """
     seed_axis = 1 if experiment.seeds.number > 1 else 0
     axes = layout.flat(experiment.recipe.model.axes)
@@ -183,10 +186,43 @@ def parameter_rows(experiment: Experiment) -> list[dict[str, Any]]:
                     "shape": list(leaf.shape[seed_axis:]),
                     "dtype": str(leaf.dtype),
                     "axes": [a or "" for a in axes.get(path, ())],
-                    "sharding": ", ".join(str(a) for a in leaf.sharding.spec[seed_axis:] if a)
+                    "sharding": view.signature(leaf.sharding.spec[seed_axis:], experiment.mesh)
                     or "whole",
                     "bytes": layout.bytes_per_device(leaf),
                     "trained": group == "params",
                 }
             )
     return rows
+
+
+def activation_rows(experiment: Experiment) -> list[dict[str, Any]]:
+    """Returns one row per kind of activation that the model places: axes, shape, dtype, sharding.
+
+    The sharding says "P" where each device had a summand before. The bytes are those of one
+    activation of one seed's (micro)batch on one device.
+    """
+    recipe, mesh, parts = experiment.recipe, experiment.mesh, experiment.recipe.accumulation
+    if mesh.size == 1:
+        return []
+
+    def forward(params: Any, model_state: Any, batch: Any) -> Any:
+        arguments, options = recipe.task.inputs(batch)
+        return recipe.model.apply(params, model_state, *arguments, train=False, **options)
+
+    rows = lambda leaf: jax.ShapeDtypeStruct((leaf.shape[0] // parts, *leaf.shape[1:]), leaf.dtype)
+    batch = jax.tree.map(rows, experiment.batch)
+    with placement.use(recipe.placement), placement.recorded() as seen:
+        jax.eval_shape(forward, recipe.model.params, recipe.model.model_state, batch)
+    return [
+        {
+            "axes": [name or "" for name in each.names],
+            "shape": list(each.shape),
+            "dtype": each.dtype,
+            "before": view.signature(each.spec, mesh, each.partial) if each.partial else "",
+            "sharding": view.signature(each.spec, mesh),
+            "bytes": view.bytes_per_device(
+                each.shape, jnp.dtype(each.dtype).itemsize, each.spec, mesh
+            ),
+        }
+        for each in dict.fromkeys(seen)
+    ]

@@ -60,7 +60,8 @@ def test_a_name_that_the_placement_does_not_know_is_left_to_the_compiler(placed)
 def test_a_model_names_the_dimensions_of_its_main_activations(name, monkeypatch):
     seen = set()
 
-    def note(x, *names):
+    def note(x, *names, summed=""):
+        del summed
         assert len(names) == x.ndim
         seen.update(filter(None, names))
         return x
@@ -76,3 +77,14 @@ def test_a_model_names_the_dimensions_of_its_main_activations(name, monkeypatch)
     jax.make_jaxpr(model)(inputs)
     assert seen <= placement.VOCABULARY
     assert {"batch", "stream", "length", "heads", "mlp"} <= seen
+
+
+def test_what_is_placed_can_be_recorded_with_what_it_was_summed_over(placed):
+    def function(x):
+        return placement.constrain(x, "batch", None, summed="heads")
+
+    with placement.use(placed), placement.recorded() as seen:
+        jax.eval_shape(function, jnp.ones((8, 4)))
+    assert seen == [
+        placement.Seen(("batch", None), (8, 4), "float32", P(("data",), None), ("tensor",))
+    ]

@@ -220,3 +220,13 @@ def test_the_optimizer_state_alone_is_split_by_zero1():
     )
     assert all(leaf.is_fully_replicated for leaf in jax.tree.leaves(state.params))
     assert collectives(program)["elsewhere"]["all-gather"] >= split == 8
+
+
+def test_the_placement_of_activations_is_shown():
+    parts = build("transformer", "sequence", MESHES["sequence"], jax.devices())
+    rows = {tuple(row["axes"]): row for row in compiled.activation_rows(parts)}
+    stream = rows["batch", "stream", ""]
+    assert stream["sharding"] == "data S(0), tensor S(1)"
+    assert stream["bytes"] == 4 * B * T * D // 8
+    assert {row["before"] for row in rows.values()} == {"", "data S(0), tensor P"}
+    assert rows["batch", "length", "mlp"]["sharding"] == "data S(0), tensor S(2)"
