@@ -16,6 +16,7 @@ of N devices holds 1/N of the 11.6 GB of parameters and moments.
     lamina run --config=c4_transformer --config.data.data_dir=DATA --workdir=gs://BUCKET/c4
     lamina run --config=c4_transformer:synthetic --workdir=runs/try    # random bytes, 2 steps
     lamina run --config=c4_transformer:tiny --workdir=runs/try         # and 2 blocks of width 64
+    lamina compile --config=c4_transformer --topology=v5e:16x16       # what a pod would make of it
     lamina plan --config=c4_transformer:8b --topology=v5e:16x16        # layouts of a larger one
 
 The variant "8b" has blocks of the sizes of LLaMA 3 8B (Grattafiori et al. 2024, arXiv 2407.21783,

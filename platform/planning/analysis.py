@@ -86,7 +86,7 @@ def analyse(outcome: Outcome, wanted: Topology) -> Analysis:
         *warnings.reduced_then_sliced(module, schedule),
         *warnings.crossing_slices(found, facts.layout.shape, facts.layout.slice_axes()),
         *warnings.narrow_gathers(module),
-        *warnings.unread(schedule),
+        *warnings.unread(module, schedule),
     )
     return Analysis(
         topology=wanted,

@@ -10,6 +10,7 @@ from lamina.sharding.pods.chips import GIB, Chip
 from lamina.sharding.pods.collectives import CROSS_SLICE, Collective
 from lamina.sharding.pods.hlo import HBM, Computation, Instruction, Module
 from lamina.sharding.pods.loops import Schedule, Visit
+from lamina.sharding.pods.products import products
 from lamina.sharding.pods.traffic import SLICES, touched
 
 ROWS = 16
@@ -210,6 +211,9 @@ def narrow_gathers(module: Module) -> Iterator[str]:
         for instruction in computation.instructions.values():
             if instruction.opcode != "gather":
                 continue
+            table = computation.instructions[instruction.operands[0]].shapes[0].dims
+            if len(table) != 2:  # pictures, not a table of vectors
+                continue
             dims = instruction.shapes[0].dims
             padded = instruction.shapes[0].bytes * LANES / max(1, dims[-1]) if dims else 0
             if dims and dims[-1] < LANES and padded >= 64 * LARGE:
@@ -231,12 +235,26 @@ def memory(total: float, chip: Chip) -> Iterator[str]:
         )
 
 
-def unread(schedule: Schedule) -> Iterator[str]:
-    """Warns of loops whose length couldn't be read, so that the figures are too low."""
-    if schedule.unknown:
+def unread(module: Module, schedule: Schedule) -> Iterator[str]:
+    """Warns of loops with products whose length can't be read, so that the figures are too low.
+
+    Other loops, such as the drawing of random numbers until one is accepted, cost little.
+    """
+    bodies = {
+        v.instruction.called("body")[0]: v.instruction
+        for v in schedule.visits
+        if v.instruction.name in schedule.unknown and v.instruction.opcode == "while"
+    }
+    heavy = {
+        v.computation.name
+        for v in schedule.visits
+        if v.computation.name in bodies and any(products(module, v.computation, v.instruction))
+    }
+    for name in sorted(heavy):
+        loop = bodies[name]
         yield (
-            f"{len(schedule.unknown)} loops have no readable length and count once, such as "
-            f"{schedule.unknown[0]}: all figures are lower bounds"
+            f"the length of the loop {loop.name} ({_place(loop.scope)}) can't be read, so it counts "
+            "once: all figures are lower bounds"
         )
 
 

@@ -228,6 +228,36 @@ def test_a_program_larger_than_the_usable_memory_is_warned_of():
     assert not list(warnings.memory(15 * chips.GIB, chip))
 
 
+UNREAD = """
+%condition (p: (f32[64,64])) -> pred[] {
+  %p = (f32[64,64]{1,0}) parameter(0)
+  ROOT %done = pred[]{:T(512)} custom-call(%p), custom_call_target="Done"
+}
+
+%body (q: (f32[64,64])) -> (f32[64,64]) {
+  %q = (f32[64,64]{1,0}) parameter(0)
+  %x = f32[64,64]{1,0:T(8,128)} get-tuple-element(%q), index=0
+  %y = f32[64,64]{1,0:T(8,128)} WORK
+  ROOT %tuple = (f32[64,64]{1,0}) tuple(%y)
+}
+
+ENTRY %main (a: f32[64,64]) -> (f32[64,64]) {
+  %a = f32[64,64]{1,0} parameter(0)
+  %start = (f32[64,64]{1,0}) tuple(%a)
+  ROOT %loop = (f32[64,64]{1,0}) while(%start), condition=%condition, body=%body
+}
+"""
+
+
+def test_a_loop_of_unknown_length_is_warned_of_if_it_multiplies():
+    product = "convolution(%x, %x), dim_labels=bf_io->bf"
+    module, schedule, _ = read(UNREAD.replace("WORK", product))
+    (said,) = warnings.unread(module, schedule)
+    assert "the loop loop" in said
+    module, schedule, _ = read(UNREAD.replace("WORK", "negate(%x)"))
+    assert not list(warnings.unread(module, schedule))
+
+
 # --- traffic to HBM --------------------------------------------------------------------------------
 
 STACKED = """
