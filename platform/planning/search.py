@@ -89,6 +89,7 @@ def layouts(devices: int, slices: int = 1) -> list[tuple[tuple[int, int, int], s
     within = devices // slices
 
     def hybrid(part: int) -> tuple[tuple[int, int, int], str]:
+        part = max(part, 1)
         return (devices // part, part, 1), "fsdp"
 
     def split(ways: int, rules: str) -> tuple[tuple[int, int, int], str]:
@@ -114,8 +115,9 @@ def layouts(devices: int, slices: int = 1) -> list[tuple[tuple[int, int, int], s
     ]
     found = []
     for sizes, rules in wanted:
-        right = min(sizes) >= 1 and sizes[0] * sizes[1] * sizes[2] == devices
-        if right and rules in PRESETS and (sizes, rules) not in found:
+        right = sizes[0] * sizes[1] * sizes[2] == devices
+        split_at_all = rules != "fsdp" or sizes[1] > 1
+        if right and split_at_all and rules in PRESETS and (sizes, rules) not in found:
             found.append((sizes, rules))
     return found
 

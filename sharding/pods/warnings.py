@@ -253,8 +253,8 @@ def unread(module: Module, schedule: Schedule) -> Iterator[str]:
     for name in sorted(heavy):
         loop = bodies[name]
         yield (
-            f"the length of the loop {loop.name} ({_place(loop.scope)}) can't be read, so it counts "
-            "once: all figures are lower bounds"
+            f"the length of the loop {loop.name} ({_place(loop.scope)}) can't be read, so it "
+            "counts once: all figures are lower bounds"
         )
 
 

@@ -6,8 +6,9 @@ import pytest
 
 from lamina.platform import cli
 from lamina.platform import config as configs
-from lamina.platform.planning import compiling
+from lamina.platform.planning import compiling, search
 from lamina.platform.training import experiment
+from lamina.sharding import rules as rules_of
 from lamina.sharding.pods import buffers, hlo, loops, products, topologies
 
 needs_libtpu = pytest.mark.skipif(
@@ -59,6 +60,63 @@ def test_a_missing_compiler_is_named_with_its_extra(monkeypatch, capsys):
 )
 def test_need_and_limit_are_read_from_the_compilers_refusal(message, sizes):
     assert compiling.demand(message) == sizes
+
+
+@pytest.mark.parametrize(("devices", "slices"), [(1, 1), (8, 1), (12, 1), (256, 1), (32, 2)])
+def test_layouts_use_all_devices_and_differ(devices, slices):
+    found = search.layouts(devices, slices)
+    assert found
+    assert len(found) == len(set(found))
+    for sizes, rules in found:
+        assert sizes[0] * sizes[1] * sizes[2] == devices
+        assert rules in rules_of.PRESETS
+    assert ((devices, 1, 1), "data") in found
+
+
+def test_a_layout_keeps_the_batch_and_cuts_it_as_far_as_it_goes():
+    config, _ = configs.load("c4_transformer")  # 1024 rows in 2 parts
+    for candidate in search.first_round(experiment.resolve(config), 512):
+        assert 1024 % (candidate.sizes[0] * candidate.sizes[1] * candidate.accumulation) == 0
+        assert 1 <= candidate.accumulation <= 2
+    assert search.first_round(experiment.resolve(config), 4096) != []
+
+
+def test_the_second_round_changes_remat_and_accumulation_of_the_best():
+    config, _ = configs.load("c4_transformer")
+    base = search.Candidate((1, 16, 1), "fsdp", "full", 2)
+    found = search.second_round(experiment.resolve(config), [search.Tried(base, None, "")])
+    assert {c.remat for c in found} == {"full", "dots", "none"}
+    assert {c.accumulation for c in found} == {1, 2, 4}
+    assert all(c.sizes == base.sizes for c in found)
+    assert base.flags.startswith("--config.mesh.data=1 --config.mesh.fsdp=16 ")
+
+
+def test_plan_refuses_what_it_cannot_do(capsys):
+    for flags, part in (
+        (["--topology=v5e:4x4", "--seconds=0"], "--seconds"),
+        (["--topology=nowhere"], "as in v5e:16x16"),
+    ):
+        assert cli.main(["plan", "--config=quickstart", *flags]) == 2
+        said = capsys.readouterr().err
+        assert part in said or "tpu-aot" in said
+
+
+@needs_libtpu
+@pytest.mark.slow
+def test_a_plan_ranks_layouts_and_names_the_best(tmp_path, capsys):
+    out = tmp_path / "plan.json"
+    flags = [f"--config={TINY}", "--topology=v5e:2x2", "--layouts=2", f"--out={out}"]
+    assert cli.main(["plan", *flags]) == 0
+    said = capsys.readouterr().out
+    assert "The best:" in said
+    assert "--config.sharding.rules=" in said
+    times = [
+        each["report"]["seconds"]["estimate"]
+        for each in json.loads(out.read_text())
+        if each["report"] and each["report"]["fits"]
+    ]
+    assert times == sorted(times)
+    assert times
 
 
 @needs_libtpu
