@@ -16,8 +16,8 @@ FLAGS = {
 USAGE = f"""lamina check --config=PATH_OR_NAME[:ARG] [--config.key=value ...]
 
 Prints the resolved config, the parameters with their shapes, dtypes and shardings, bytes per
-device, steps, epochs and FLOPs. Nothing is computed and nothing written. Where the data set isn't
-on this machine, its `stand_in` is taken.
+device, steps, epochs and FLOPs, and draws the learning rate. Nothing is trained and nothing
+written. Where the data set isn't on this machine, its `stand_in` is taken.
 
 {parsing.describe_flags(FLAGS)}"""
 
@@ -58,7 +58,26 @@ def main(arguments: Sequence[str]) -> int:
     print("\nRun")
     for name, value in _figures(parts, not missing, given.flags["compile"]):
         print(f"  {name:<34} {value}")
+    if resolved.program == "train":
+        print("\nLearning rate\n" + _learning_rate(resolved, trust, parts.steps))
     return 0
+
+
+def _learning_rate(resolved: Any, trust: Sequence[str], steps: int) -> str:
+    """Returns a drawing of the learning rate over the run's steps."""
+    import numpy as np
+
+    from lamina.platform.reporting import text_chart
+    from lamina.platform.training import optimizing
+
+    rate = optimizing.learning_rate(resolved, trust, steps)
+    places = np.unique(np.linspace(0, steps - 1, min(steps, 72)).astype(np.int32))
+    lines = text_chart.draw(np.asarray(rate.of_step(places), np.float32).tolist())
+    left, last = " " * (lines[0].index("┤") + 1), f"step {steps - 1}"
+    lines.append(f"{left}{'step 0':<{max(len(places) - len(last), 7)}}{last}")
+    if rate.controllers:
+        lines.append("(before what the schedule lowers it by while it runs)")
+    return "\n".join(f"  {line}" for line in lines)
 
 
 def _lines(configs: Any, resolved: Any, original: Any, config: Any) -> str:

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lamina.platform.config import Schema
 from lamina.platform.errors import UserError
-from lamina.platform.programs import incremental, train
+from lamina.platform.programs import incremental, lr_finder, train
 from lamina.platform.training import experiment
 
 
@@ -35,6 +35,13 @@ PROGRAMS: Mapping[str, Program] = {
         incremental.prepare,
         incremental.run,
         incremental.forbidden_changes,
+    ),
+    "lr_finder": Program(
+        lr_finder.SCHEMA,
+        lr_finder.resolve,
+        lr_finder.prepare,
+        lr_finder.find,
+        lr_finder.forbidden_changes,
     ),
     "train": Program(
         experiment.SCHEMA,

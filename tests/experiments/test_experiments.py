@@ -6,8 +6,8 @@ import pytest
 
 from lamina.platform import cli
 from lamina.platform import config as configs
+from lamina.platform.programs import table as programs
 from lamina.platform.reporting import folder
-from lamina.platform.training import experiment
 
 SHIPPED = configs.shipped_experiments()
 VARIANTS = {
@@ -27,8 +27,9 @@ FOR_CLUSTERS = ("cifar10:synthetic", "imagenet_vit:tiny", "c4_transformer:tiny")
 @pytest.mark.parametrize("reference", REFERENCES)
 def test_a_shipped_config_resolves_and_goes_through_json(reference):
     config, _ = configs.load(reference)
-    resolved = experiment.resolve(config)
-    again = experiment.resolve(configs.from_json(configs.to_json(resolved)))
+    resolve = programs.find(config).resolve
+    resolved = resolve(config)
+    again = resolve(configs.from_json(configs.to_json(resolved)))
     assert configs.to_json(again) == configs.to_json(resolved)
 
 

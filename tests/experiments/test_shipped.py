@@ -8,6 +8,7 @@ import jax
 import pytest
 
 from lamina.platform import config as configs
+from lamina.platform.programs import table as programs
 from lamina.platform.training import experiment
 
 FOLDER = Path(__file__).parents[2] / "experiments"
@@ -17,14 +18,15 @@ WITH_STAND_IN = ("c4_transformer", "cifar10", "imagenet_vit")
 def commands() -> list[str]:
     """Returns every --config that a docstring of the folder runs."""
     found = set()
-    for file in FOLDER.glob("*.py"):
+    for file in FOLDER.rglob("*.py"):
         found |= set(re.findall(r"--config=(\S+)", file.read_text().split('"""')[1]))
     return sorted(found)
 
 
 def load(reference: str):
     """Returns the resolved config of a shipped experiment."""
-    return experiment.resolve(configs.load(reference)[0])
+    config = configs.load(reference)[0]
+    return programs.find(config).resolve(config)
 
 
 @pytest.mark.parametrize("reference", commands())
