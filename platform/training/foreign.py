@@ -23,7 +23,10 @@ def required(layout: str, config: Mapping[str, Any]) -> dict[str, Any]:
     Raises:
         UserError: it describes something that our models are not.
     """
-    return _llama(config) if layout == "hf-llama" else _vit(config)
+    try:
+        return _llama(config) if layout == "hf-llama" else _vit(config)
+    except (TypeError, AttributeError) as error:
+        raise UserError(f"config.json is damaged: a value is of another type ({error})") from error
 
 
 def _llama(config: Mapping[str, Any]) -> dict[str, Any]:

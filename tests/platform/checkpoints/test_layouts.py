@@ -102,6 +102,8 @@ def test_keys_that_shapes_do_not_show_are_compared_with_config_json():
     foreign.check("hf-llama", config, {**keys, "norm_epsilon": 1e-5})
     with pytest.raises(UserError, match="attention_bias = True, which our model doesn't have"):
         foreign.check("hf-llama", config | {"attention_bias": True}, keys)
+    with pytest.raises(UserError, match=r"config.json is damaged"):
+        foreign.check("hf-llama", config | {"head_dim": "a", "num_attention_heads": "b"}, keys)
     scaled = config | {"rope_parameters": {"rope_type": "llama3", "factor": 8.0}}
     with pytest.raises(UserError, match="rope_parameters"):
         foreign.check("hf-llama", scaled, keys)
