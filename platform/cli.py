@@ -1,4 +1,4 @@
-"""The command line: `lamina run`, `check`, `compile`, `list`, `compare`, `report` and `export`.
+"""The command line: one command for each file of `lamina.platform.commands`.
 
 Only what a command needs is imported: `lamina --help` loads neither jax nor ml_collections.
 """
@@ -20,6 +20,7 @@ COMMANDS = {
     "list": ("lamina.platform.commands.list", "shows shipped experiments and finished runs"),
     "compare": ("lamina.platform.commands.compare", "puts runs side by side in one HTML file"),
     "report": ("lamina.platform.commands.report", "writes a run's report.html again"),
+    "merge": ("lamina.platform.commands.merge", "makes one model of several"),
     "export": ("lamina.platform.commands.export", "writes a trained model to one file"),
 }
 """Command to (module with `main(arguments)` and `USAGE`, one-line description)."""

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 from jax import export
 
-from lamina.platform import config as configs
 from lamina.platform.checkpoints import exchange, layouts, names, safetensors
 from lamina.platform.checkpoints.safetensors import Layout
 from lamina.platform.data import feed as feeds
@@ -31,14 +30,7 @@ def weights(found: Trained, path: str) -> None:
     tree = dict(found.params)
     if found.model_state:
         tree["model_state"] = found.model_state
-    metadata = {
-        "format": "lamina",
-        "model": json.dumps(configs.thaw(found.config.model)),
-        "spec": json.dumps(trained.describe_spec(found.spec)),
-        "step": str(found.step),
-        "seed": str(found.seed),
-    }
-    exchange.export_params(path, tree, metadata)
+    exchange.export_params(path, tree, trained.describe(found))
 
 
 def to_layout(found: Trained, out: str, layout: str, dtype: str = "float32") -> None:

@@ -121,6 +121,13 @@ class Tensor:
         assert result is not None
         return result
 
+    def flat(self, first: int, last: int) -> np.ndarray:
+        """Reads the elements `first` to `last` of the flattened tensor."""
+        size = self.dtype.itemsize
+        return self._file.read_bytes(self._start + first * size, (last - first) * size).view(
+            self.dtype
+        )
+
     def _rows(self, first: int, last: int) -> np.ndarray:
         """Reads rows of the leading dimension; a scalar is one row."""
         shape = (last - first, *self.shape[1:])
@@ -339,8 +346,8 @@ def write(
         ValueError: `read` gave another shape or dtype than was said.
     """
     target = epath.Path(path).expanduser()
-    order = sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name))
-    header = _header(layouts, order, metadata)
+    order = file_order(layouts)
+    header = header_bytes(layouts, order, metadata)
     try:
         if "://" in os.fspath(target):
             with target.open("wb") as file:  # an object appears when it is closed, whole
@@ -361,9 +368,19 @@ def write(
         raise CheckpointError(f"could not write {target}: {cause(error)}") from error
 
 
-def _header(
+def file_order(layouts: Mapping[str, Layout]) -> list[str]:
+    """The names in the order of the data in a file: wider dtypes first, so that all are aligned."""
+    return sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name))
+
+
+def header_bytes(
     layouts: Mapping[str, Layout], order: list[str], metadata: Mapping[str, str] | None
 ) -> bytes:
+    """What stands before the data of a file, its length included.
+
+    Raises:
+        UserError: a dtype that the format doesn't have.
+    """
     table: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
     end = 0
     for name in order:

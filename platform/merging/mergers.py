@@ -79,10 +79,11 @@ def leafwise(name: str, method: Method) -> Merger:
     compute = jax.jit(functools.partial(_compute, method), static_argnums=0)
 
     def apply(models, *, base, weights, axes) -> Tree:
+        models = list(models)
         if method.base and base is None:
             raise ValueError("needs a base: the parameters that the models were fine-tuned from")
         leaves = fit(models, base if method.base else None, axes)
-        weights = check_weights(method, len(leaves.models[0]) if leaves.names else 0, weights)
+        weights = method.weights(len(models), weights)
         merged = [
             b if method.base else m[0] for m, b in zip(leaves.models, leaves.base, strict=True)
         ]
@@ -172,35 +173,6 @@ def _axes_of(axes: Tree, names: list[str], leaves: dict[str, Any]) -> list[Axes]
     return [given[name] for name in names]
 
 
-def check_weights(method: Method, count: int, weights: Any) -> np.ndarray | jax.Array:
-    """Returns the weights as an array [T], divided by their sum if the method normalises.
-
-    Without weights they are ones.
-
-    Raises:
-        ValueError: the number of models is wrong, the method takes no weights, or there is not one
-            number for each model.
-    """
-    if count < method.least or (method.most and count > method.most):
-        most = f" to {method.most}" if method.most > method.least else ""
-        more = "" if method.most else " or more"
-        raise ValueError(f"takes {method.least}{most}{more} models, not {count}")
-    if weights is not None and not method.weighted:
-        raise ValueError("takes no weights")
-    weights = np.ones(count) if weights is None else weights
-    weights = weights if isinstance(weights, jax.Array) else np.asarray(weights, np.float64)
-    if weights.shape != (count,):
-        raise ValueError(f"needs {count} weights, one for each model, not {weights.shape}")
-    if isinstance(weights, np.ndarray) and not np.isfinite(weights).all():
-        raise ValueError(f"weights should be finite numbers, not {weights.tolist()}")
-    if not method.normalize:
-        return weights
-    total = weights.sum()
-    if isinstance(total, np.floating) and total == 0:
-        raise ValueError(f"divides by the sum of the weights {weights.tolist()}, which is 0")
-    return weights / total
-
-
 class _Layout(NamedTuple):
     """What is known of the leaves before anything is computed: hashable, for jit."""
 
@@ -220,7 +192,7 @@ def _compute(method: Method, layout: _Layout, models, bases, weights) -> list[ja
     if isinstance(method.prune, Trim):
         values = _trimmed(method.prune, values, layout.axes)
     numbers: list[Any] = [None] * len(values)
-    if method.vote is not None:
+    if method.vote is not None and values:
         votes = [method.vote(jnp, v, f) for v, f in zip(values, factors, strict=True)]
         total = jnp.stack([vote.astype(jnp.float32) for vote in votes]).sum()
         numbers = [total.astype(d) for d in work]

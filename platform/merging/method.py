@@ -17,6 +17,8 @@ import types
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
+
 Array = Any
 """A numpy or a jax array."""
 
@@ -86,6 +88,37 @@ class Method(NamedTuple):
     vote: Callable[[Numbers, Sequence[Array], Array], Array] | None = None
     whole: Callable[..., Array] | None = None
 
+    def weights(self, count: int, given: Any) -> Array:
+        """Returns the weights of `count` models, divided by their sum if the method normalises.
+
+        Args:
+            count: how many models there are.
+            given: one number for each model, or None for ones; an array of any kind stays one.
+
+        Raises:
+            ValueError: the number of models is wrong, the method takes no weights, or there is not
+                one finite number for each model.
+        """
+        if count < self.least or (self.most and count > self.most):
+            wanted = f"{self.least}" if self.most == self.least else f"{self.least} or more"
+            raise ValueError(f"takes {wanted} models, not {count}")
+        if given is not None and not self.weighted:
+            raise ValueError("takes no weights")
+        weights = np.ones(count) if given is None else given
+        if not hasattr(weights, "dtype"):
+            weights = np.asarray(weights, np.float64)
+        if weights.shape != (count,):
+            raise ValueError(f"needs {count} weights, one for each model, not {weights.shape}")
+        concrete = isinstance(weights, np.ndarray)
+        if concrete and not np.isfinite(weights).all():
+            raise ValueError(f"weights should be finite numbers, not {weights.tolist()}")
+        if not self.normalize:
+            return weights
+        total = weights.sum()
+        if concrete and total == 0:
+            raise ValueError(f"divides by the sum of the weights {weights.tolist()}, which is 0")
+        return weights / total
+
 
 def weighted_sum(values: Sequence[Array], weights: Array) -> Array:
     """Returns `sum_t w_t values_t`, added up in the order of the models."""
@@ -93,6 +126,11 @@ def weighted_sum(values: Sequence[Array], weights: Array) -> Array:
     for number in range(1, len(values)):
         total = total + values[number] * weights[number]
     return total
+
+
+def count_kept(size: int, density: float) -> int:
+    """Returns how many of `size` entries a density keeps: `floor(density size)`."""
+    return int(density * size)
 
 
 def fraction(name: str, value: float, *, zero: bool) -> float:

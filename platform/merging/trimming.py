@@ -6,10 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-
-def count_kept(size: int, density: float) -> int:
-    """Returns how many of `size` entries a density keeps: `floor(density size)`."""
-    return int(density * size)
+from lamina.platform.merging.method import count_kept
 
 
 def trim(arrays: Sequence[jax.Array], density: float) -> list[jax.Array]:

@@ -1,5 +1,6 @@
 """Reads what a run has trained: the model and its weights, without the data it was trained on."""
 
+import json
 import os
 import re
 from collections.abc import Sequence
@@ -112,6 +113,17 @@ def describe_spec(spec: DataSpec) -> dict[str, Any]:
         "input_shape": list(spec.input_shape),
         "input_dtype": str(spec.input_dtype),
         "outputs": spec.outputs,
+    }
+
+
+def describe(found: Trained) -> dict[str, str]:
+    """Returns what a safetensors file with these weights says of them in its header."""
+    return {
+        "format": "lamina",
+        "model": json.dumps(configs.thaw(found.config.model)),
+        "spec": json.dumps(describe_spec(found.spec)),
+        "step": str(found.step),
+        "seed": str(found.seed),
     }
 
 

@@ -1,0 +1,388 @@
+"""Merging of files: the numbers of trees, whole or not at all, and hostile input."""
+
+import json
+import os
+import pickle
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from lamina.platform import cli, merging
+from lamina.platform.checkpoints.names import flatten
+from lamina.platform.errors import UserError
+from lamina.platform.merging import files, streaming
+from lamina.platform.programs import merge as program
+
+KEYS = {
+    "linear": {},
+    "task_arithmetic": {"scale": 0.7},
+    "slerp": {"t": 0.3},
+    "model_stock": {},
+    "ties": {"density": 0.3, "scale": 0.7},
+    "ties_per_tensor": {"density": 0.3, "scale": 0.7},
+    "dare": {"density": 0.4},
+    "dare_l1": {"density": 0.4},
+    "iso_c": {"scale": 1.2},
+}
+BF16 = np.dtype(ml_dtypes.bfloat16)
+
+
+def tensors(seed, near=None, dtype=np.float32):
+    random = np.random.default_rng(seed)
+    shapes = {"model.embed": (40, 7), "model.layers.0.up": (30, 11), "model.norm": (23,)}
+    drawn = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    if near is not None:
+        drawn = {n: near[n].astype(np.float32) + 0.1 * v for n, v in drawn.items()}
+    return {n: v.astype(dtype) for n, v in drawn.items()}
+
+
+@pytest.fixture(params=[np.float32, BF16], ids=["float32", "bfloat16"])
+def inputs(request):
+    base = tensors(0, dtype=request.param)
+    return [base, *(tensors(seed, base, request.param) for seed in (1, 2, 3))]
+
+
+@pytest.fixture
+def paths(tmp_path):
+    base = tensors(0)
+    return write(tmp_path, [base, *(tensors(seed, base) for seed in (1, 2, 3))])
+
+
+def write(folder, models):
+    found = []
+    for number, model in enumerate(models):
+        found.append(str(folder / f"model{number}.safetensors"))
+        save_file(model, found[-1], {"format": "pt"})
+    return found
+
+
+def merge(name, paths, out, **more):
+    base, *models = paths
+    models = models[:2] if name == "slerp" else models
+    prepared = program.prepare(name, KEYS[name], models=models, base=base, out=str(out), **more)
+    return files.run(prepared)
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+@pytest.mark.parametrize("piece", [7, 1 << 18])
+def test_pieces_of_any_size_give_the_numbers_of_trees(name, piece, inputs, tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "PIECE", piece)
+    monkeypatch.setattr(streaming, "BLOCK", max(piece // 2, 3))
+    merge(name, write(tmp_path, inputs), tmp_path / "out.safetensors")
+    found = load_file(tmp_path / "out.safetensors")
+    base, *models = inputs
+    models = models[:2] if name == "slerp" else models
+    expected = merging.create(name, **KEYS[name])(models, base=base)
+    # Sums in other orders may round the other way: by one unit in the last place of bfloat16.
+    for tensor, value in expected.items():
+        value = np.asarray(value)
+        assert found[tensor].dtype == value.dtype
+        one, other = found[tensor].astype(np.float32), value.astype(np.float32)
+        tolerance = {"rtol": 0, "atol": 2e-6} if value.dtype != BF16 else {"rtol": 2**-7}
+        np.testing.assert_allclose(one, other, **tolerance)
+        assert (np.abs(one - other) > 1e-5).mean() < 0.02
+
+
+def test_equal_magnitudes_are_kept_in_the_order_of_places(tmp_path, monkeypatch):
+    monkeypatch.setattr(streaming, "PIECE", 8)
+    monkeypatch.setattr(streaming, "BLOCK", 3)
+    base = {"a": np.zeros(50, np.float32), "b": np.zeros(50, np.float32)}
+    model = {name: np.ones(50, np.float32) for name in base}
+    paths = write(tmp_path, [base, model])
+    prepared = program.prepare(
+        "ties",
+        {"density": 0.63},
+        models=paths[1:],
+        base=paths[0],
+        out=str(tmp_path / "o.safetensors"),
+    )
+    files.run(prepared)
+    found = load_file(tmp_path / "o.safetensors")
+    np.testing.assert_array_equal(np.concatenate([found["a"], found["b"]]), np.arange(100) < 63)
+
+
+def test_the_manifest_says_what_was_merged_and_hashes_the_inputs(paths, tmp_path):
+    from safetensors import safe_open
+
+    merge("ties", paths, tmp_path / "out.safetensors")
+    with safe_open(tmp_path / "out.safetensors", "np") as file:
+        metadata = file.metadata()
+    assert metadata["format"] == "pt"
+    manifest = json.loads(metadata["lamina_merge"])
+    assert manifest["method"] == "ties"
+    assert manifest["keys"] == KEYS["ties"]
+    assert [entry["path"] for entry in manifest["models"]] == paths[1:]
+    hashes = {entry["sha256"] for entry in [manifest["base"], *manifest["models"]]}
+    assert len(hashes) == 4
+    before = (tmp_path / "out.safetensors").read_bytes()
+    merge("ties", paths, tmp_path / "out.safetensors")
+    assert (tmp_path / "out.safetensors").read_bytes() == before
+
+
+def folder_of(path, model):
+    """A Hugging Face folder with two shards and other files."""
+    path.mkdir()
+    names = list(model)
+    shards = {"model-00001-of-00002.safetensors": names[:1]}
+    shards["model-00002-of-00002.safetensors"] = names[1:]
+    for file, part in shards.items():
+        save_file({name: model[name] for name in part}, path / file, {"format": "pt"})
+    table = {name: file for file, part in shards.items() for name in part}
+    index = {"metadata": {"total_size": 1}, "weight_map": table}
+    (path / "model.safetensors.index.json").write_text(json.dumps(index))
+    (path / "config.json").write_text(json.dumps({"model_type": "x", "torch_dtype": "float32"}))
+    (path / "tokenizer.model").write_bytes(b"tokens")
+    (path / "pytorch_model.bin").write_bytes(b"old weights")
+    return str(path)
+
+
+def test_a_folder_keeps_its_shards_and_its_other_files(tmp_path):
+    base = tensors(0)
+    models = [base, *(tensors(seed, base) for seed in (1, 2, 3))]
+    paths = [folder_of(tmp_path / f"m{number}", model) for number, model in enumerate(models)]
+    out = tmp_path / "out"
+    merge("task_arithmetic", paths, out, dtype="bfloat16")
+    assert sorted(path.name for path in out.iterdir()) == [
+        "config.json",
+        "merge.json",
+        "model-00001-of-00002.safetensors",
+        "model-00002-of-00002.safetensors",
+        "model.safetensors.index.json",
+        "tokenizer.model",
+    ]
+    index = json.loads((out / "model.safetensors.index.json").read_text())
+    assert index["metadata"]["total_size"] == sum(2 * value.size for value in base.values())
+    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    found = {}
+    for file in out.glob("*.safetensors"):
+        found |= load_file(file)
+    expected = merging.create("task_arithmetic", scale=0.7)(models[1:], base=base)
+    for name, value in expected.items():
+        assert found[name].dtype == BF16
+        np.testing.assert_allclose(found[name].astype(np.float32), value, rtol=2**-8)
+    merge("linear", paths, out)  # an earlier merge is replaced
+    assert json.loads((out / "merge.json").read_text())["method"] == "linear"
+
+
+def refused(paths, tmp_path, match, name="ties", out=None):
+    before = sorted(tmp_path.rglob("*"))
+    with pytest.raises(UserError, match=match):
+        merge(name, paths, out or tmp_path / "out.safetensors")
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+def header_of(path):
+    content = Path(path).read_bytes()
+    length = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + length]), content[8 + length :]
+
+
+def rewrite(path, header, data):
+    text = json.dumps(header).encode()
+    Path(path).write_bytes(len(text).to_bytes(8, "little") + text + data)
+
+
+def test_damaged_files_are_refused_and_nothing_is_written(paths, tmp_path):
+    good = Path(paths[2]).read_bytes()
+    header, data = header_of(paths[2])
+
+    Path(paths[2]).write_bytes(good[:-5])
+    refused(paths, tmp_path, "model2.*cut short")
+    Path(paths[2]).write_bytes(good[:20])
+    refused(paths, tmp_path, "model2.*cut short")
+    Path(paths[2]).write_bytes((1 << 60).to_bytes(8, "little") + good[8:])
+    refused(paths, tmp_path, "model2.*header")
+    Path(paths[2]).write_bytes(pickle.dumps({"weights": [1.0]}))
+    refused(paths, tmp_path, "model2.*pickle")
+    lying = json.loads(json.dumps(header))
+    lying["model.norm"]["shape"] = [24]
+    rewrite(paths[2], lying, data)
+    refused(paths, tmp_path, "model.norm")
+    overlapping = json.loads(json.dumps(header))
+    first = min((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
+    start, end = header[first]["data_offsets"]
+    for name in overlapping:
+        if name != "__metadata__" and header[name]["data_offsets"][0] == end:
+            overlapping[name]["data_offsets"] = [o - 4 for o in header[name]["data_offsets"]]
+    rewrite(paths[2], overlapping, data)
+    refused(paths, tmp_path, "overlaps")
+    assert start == 0
+
+
+def test_models_that_do_not_fit_are_refused_with_the_names(paths, tmp_path):
+    model = load_file(paths[2])
+    save_file({n: v for n, v in model.items() if n != "model.norm"}, paths[2])
+    refused(paths, tmp_path, r"'model.norm' is missing in .*model2")
+    save_file(model | {"more": model["model.norm"]}, paths[2])
+    refused(paths, tmp_path, r"'more' is in .*model2")
+    save_file(model | {"model.norm": model["model.norm"][:-1].copy()}, paths[2])
+    refused(paths, tmp_path, r"'model.norm' has shape \[22\]")
+
+
+@pytest.mark.parametrize("name", sorted(KEYS))
+@pytest.mark.parametrize("value", [np.nan, np.inf])
+def test_what_is_not_finite_is_refused_with_the_tensor(name, value, paths, tmp_path):
+    model = load_file(paths[2])
+    model["model.layers.0.up"][3, 4] = value
+    save_file(model, paths[2])
+    refused(paths, tmp_path, r"model2.*'model.layers.0.up' holds NaN or inf", name)
+
+
+@pytest.mark.parametrize(
+    "file", ["../m1/secret.safetensors", "/etc/x.safetensors", "weights.bin", 3]
+)
+def test_an_index_that_leads_out_of_its_folder_is_refused(file, tmp_path):
+    base = tensors(0)
+    paths = [folder_of(tmp_path / f"m{n}", base) for n in range(2)]
+    index = Path(paths[1], "model.safetensors.index.json")
+    content = json.loads(index.read_text())
+    content["weight_map"]["model.norm"] = file
+    index.write_text(json.dumps(content))
+    refused(paths, tmp_path, "'model.norm' should be in a safetensors file of this folder")
+
+
+def test_an_index_that_lies_is_refused(tmp_path):
+    base = tensors(0)
+    paths = [folder_of(tmp_path / f"m{n}", base) for n in range(2)]
+    index = Path(paths[1], "model.safetensors.index.json")
+    content = json.loads(index.read_text())
+    content["weight_map"]["ghost"] = "model-00001-of-00002.safetensors"
+    index.write_text(json.dumps(content))
+    refused(paths, tmp_path, "'ghost'")
+    index.write_text("[")
+    refused(paths, tmp_path, "weight_map")
+
+
+def test_inputs_and_foreign_folders_are_not_written_over(paths, tmp_path):
+    refused(paths, tmp_path, "would write over the input", out=paths[1])
+    other = tmp_path / "other"
+    other.mkdir()
+    (other / "file").write_text("mine")
+    refused(paths, tmp_path, "no merge has made it", out=other)
+
+
+def test_a_disk_without_room_leaves_nothing(paths, tmp_path):
+    out = tmp_path / "out.safetensors"
+    before = sorted(tmp_path.iterdir())
+    code = (
+        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500));"
+        "from lamina.platform.cli import main; sys.exit(main(sys.argv[1:]))"
+    )
+    command = ["merge", "--method=linear", f"--models={','.join(paths)}", f"--out={out}"]
+    done = subprocess.run(
+        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+    )
+    assert done.returncode == 2, done.stderr
+    assert "size limit" in done.stderr
+    assert sorted(tmp_path.iterdir()) == before
+    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1500
+
+
+def test_the_command_merges_dry_and_wet_without_jax(paths, tmp_path, capsys):
+    out = tmp_path / "out.safetensors"
+    command = ["merge", "--method=ties", f"--base={paths[0]}", f"--models={','.join(paths[1:])}"]
+    command += [f"--out={out}", "--set=density=0.3,normalize=false", "--weights=1,2,0.5"]
+    assert cli.main([*command, "--dry-run"]) == 0
+    assert "would merge 3 tensors" in capsys.readouterr().out
+    assert not out.exists()
+    code = (
+        "import sys; from lamina.platform.cli import main; code = main(sys.argv[1:]);"
+        "assert 'jax' not in sys.modules; sys.exit(code)"
+    )
+    done = subprocess.run([sys.executable, "-c", code, *command], check=False)
+    assert done.returncode == 0
+    merger = merging.create("ties", density=0.3, normalize=False)
+    models = [load_file(path) for path in paths]
+    expected = merger(models[1:], base=models[0], weights=(1, 2, 0.5))
+    for name, value in load_file(out).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--method=tie"], "did you mean 'ties'"),
+        (["--method=ties", "--base="], "needs --base"),
+        (["--method=ties", "--set=densty=0.2"], "densty is not a key"),
+        (["--method=ties", "--set=density"], "key=value"),
+        (["--method=ties", "--weights=1,x"], "'x' is no number"),
+        (["--method=ties", "--weights=1"], "needs 3 weights"),
+        (["--method=ties", "--dtype=int8"], "should be one of"),
+        (["--method=ties", "--models=gone.safetensors"], "no model at gone"),
+    ],
+)
+def test_mistakes_on_the_command_line_exit_with_2(arguments, message, paths, tmp_path, capsys):
+    command = [f"--base={paths[0]}", f"--models={','.join(paths[1:])}", f"--out={tmp_path / 'o'}"]
+    assert cli.main(["merge", *command, *arguments]) == 2
+    assert message in capsys.readouterr().err
+
+
+def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(tmp_path):
+    random = np.random.default_rng(0)
+    models = [{"w": random.standard_normal(3_000_000).astype(np.float32)} for _ in range(3)]
+    paths = write(tmp_path, models)
+    whole, out = tmp_path / "whole.safetensors", tmp_path / "out.safetensors"
+    command = [sys.executable, "-m", "lamina.platform.cli", "merge", "--method=ties"]
+    command += [f"--base={paths[0]}", f"--models={','.join(paths[1:])}"]
+    start = time.monotonic()
+    subprocess.run([*command, f"--out={whole}"], check=True, capture_output=True)
+    length = time.monotonic() - start
+    for part in (0.5, 0.7, 0.85, 0.95):
+        process = subprocess.Popen([*command, f"--out={out}"], stdout=subprocess.DEVNULL)
+        time.sleep(part * length)
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+        if out.exists():
+            assert out.read_bytes() == whole.read_bytes()
+    subprocess.run([*command, f"--out={out}"], check=True, capture_output=True)
+    assert out.read_bytes() == whole.read_bytes()
+    assert sorted(os.listdir(tmp_path)) == [
+        *(f"model{number}.safetensors" for number in range(3)),
+        "out.safetensors",
+        "whole.safetensors",
+    ]
+
+
+def test_runs_are_merged_with_their_logical_axes(tmp_path):
+    from ml_collections import ConfigDict
+
+    from lamina.platform.run import run
+
+    config = {
+        "steps": 2,
+        "steps_per_call": 2,
+        "log_every": 2,
+        "data": {"name": "digits", "batch_size": 8},
+        "model": {
+            "name": "vit", "patch": 4, "depth": 2, "embed": 8, "heads": 2, "mlp": 12, "pool": "gap",
+        },
+        "task": {"name": "classification"},
+        "optimizer": {"name": "sgd", "learning_rate": 0.1},
+        "schedule": {"name": "constant"},
+        "evaluation": {"every": 2},
+        "checkpoint": {"every": 2},
+    }  # fmt: skip
+    runs = []
+    for seed in (0, 1):
+        runs.append(str(tmp_path / f"run{seed}"))
+        run(ConfigDict(config | {"seeds": (seed,)}), runs[-1], console=False)
+    out = tmp_path / "out.safetensors"
+    prepared = program.prepare("slerp", {"t": 0.4}, models=runs, out=str(out))
+    files.run(prepared)
+    from lamina.platform.training import trained
+
+    found = [trained.read(path) for path in runs]
+    merger = merging.create("slerp", t=0.4)
+    expected = flatten(merger([f.params for f in found], axes=found[0].model.axes))
+    for name, value in load_file(out).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-6)
+    again = run(ConfigDict(config | {"init_from": str(out)}), tmp_path / "again", console=False)
+    assert again.status == "done"
