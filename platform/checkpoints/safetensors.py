@@ -124,9 +124,8 @@ class Tensor:
     def flat(self, first: int, last: int) -> np.ndarray:
         """Reads the elements `first` to `last` of the flattened tensor."""
         size = self.dtype.itemsize
-        return self._file.read_bytes(self._start + first * size, (last - first) * size).view(
-            self.dtype
-        )
+        data = self._content.read(self._start + first * size, (last - first) * size)
+        return data.view(self.dtype)
 
     def _rows(self, first: int, last: int) -> np.ndarray:
         """Reads rows of the leading dimension; a scalar is one row."""
