@@ -14,6 +14,7 @@ from lamina.platform import config as configs
 from lamina.platform.data.augmentations import AUGMENTATIONS
 from lamina.platform.programs import incremental
 from lamina.platform.programs.table import PROGRAMS
+from lamina.platform.sweeps import settings as sweeps
 from lamina.platform.training import experiment, settings
 from lamina.sharding.rules import PRESETS
 
@@ -47,6 +48,8 @@ def vocabulary() -> str:
     ordered = [*(n for n in ORDER if n in schema.blocks), *sorted(set(schema.blocks) - set(ORDER))]
     for name in ordered:
         parts += [f"### `{name}`", *_keys(schema.blocks[name])]
+    parts += ["### `sweep`", "Of the program `sweep`, beside a whole training experiment."]
+    parts += _keys(sweeps.Sweep)
     return "\n\n".join(parts)
 
 

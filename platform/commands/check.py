@@ -60,6 +60,10 @@ def main(arguments: Sequence[str]) -> int:
         print(f"  {name:<34} {value}")
     if resolved.program == "train":
         print("\nLearning rate\n" + _learning_rate(resolved, trust, parts.steps))
+    described = program.describe(resolved, trust, dataset)
+    if described:
+        print(f"\n{resolved.program.capitalize()}")
+        print("\n".join(f"  {line}" for line in described))
     return 0
 
 

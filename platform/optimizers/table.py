@@ -7,7 +7,7 @@ from typing import Any
 import optax
 from optax import contrib
 
-from lamina.platform.config import MISSING, Option, lookup
+from lamina.platform.config import EVERYONE, MISSING, Option, lookup
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import (
     adapted,
@@ -116,6 +116,16 @@ def options(name: str | Callable) -> dict[str, Option]:
     Option(type=<class 'float'>, default=0.0)
     """
     return {key: option for key, (option, _) in binding.keys(_factory(name)).items()}
+
+
+def off_at_zero(name: str | Callable) -> frozenset[str]:
+    """Returns the keys whose 0 stands for None, so that another 0 is no smaller number.
+
+    >>> "momentum" in off_at_zero("sgd")
+    True
+    """
+    factory = name if callable(name) else lookup(name, OPTIMIZERS, "optimizer", EVERYONE)
+    return frozenset(key for key, (_, optional) in binding.keys(factory).items() if optional)
 
 
 def create(

@@ -1,11 +1,12 @@
 """The programs by name: `config.program` selects one."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 from lamina.platform.config import Schema
 from lamina.platform.errors import UserError
-from lamina.platform.programs import incremental, lr_finder, train
+from lamina.platform.programs import incremental, lr_finder, sweep, train
+from lamina.platform.sweeps import settings
 from lamina.platform.training import experiment
 
 
@@ -19,6 +20,7 @@ class Program(NamedTuple):
             nothing, so that what is wrong is found before there is a run folder.
         run: `(parts, context)` to an `Outcome`.
         changes: `(old config, new config)` to the differences that forbid to resume.
+        describe: `(config, trust, data set)` to what `lamina check` says besides.
     """
 
     schema: Schema
@@ -26,6 +28,7 @@ class Program(NamedTuple):
     prepare: Callable[..., Any]
     run: Callable[..., Any]
     changes: Callable[..., Mapping[str, tuple[Any, Any]]]
+    describe: Callable[..., Sequence[str]] = lambda config, trust, dataset: ()
 
 
 PROGRAMS: Mapping[str, Program] = {
@@ -49,6 +52,14 @@ PROGRAMS: Mapping[str, Program] = {
         train.prepare,
         train.train,
         train.forbidden_changes,
+    ),
+    "sweep": Program(
+        settings.SCHEMA,
+        settings.resolve,
+        sweep.prepare,
+        sweep.sweep,
+        sweep.forbidden_changes,
+        sweep.describe,
     ),
 }
 """The explicit table of programs."""

@@ -4,6 +4,7 @@ import html
 import io
 import re
 import warnings
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -73,14 +74,75 @@ def chart(lines: list[Line], description: str) -> str:
     Returns:
         An `<svg>` element, the same for the same input; "" where nothing is finite.
     """
+    lines = [line._replace(curve=thin(line.curve)) for line in lines]
+    lines = [line for line in lines if np.isfinite(line.curve.mean).any()]
+    return _figure(lambda axes: _draw(axes, lines), description) if lines else ""
+
+
+class Scatter(NamedTuple):
+    """Points to draw: a name and the number of its colour, places, and values (NaN: no value)."""
+
+    label: str
+    slot: int
+    x: np.ndarray
+    y: np.ndarray
+
+
+def scatter(groups: list[Scatter], x_label: str, description: str) -> str:
+    """Draws values over a number, such as a hyper-parameter; axes are logarithmic where it helps.
+
+    Args:
+        groups: the points; a point without a value is a cross at the lower edge.
+        x_label: the number's name.
+        description: what a screen reader says.
+
+    Returns:
+        An `<svg>` element; "" where nothing is finite.
+    """
+    if not any(np.isfinite(group.y).any() for group in groups):
+        return ""
+    return _figure(lambda axes: _draw_points(axes, groups, x_label), description)
+
+
+def _draw_points(axes: "Axes", groups: list[Scatter], x_label: str) -> None:
+    from matplotlib.ticker import FuncFormatter
+
+    x = np.concatenate([group.x for group in groups])
+    if x.min() > 0 and x.max() > 20 * x.min():
+        axes.set_xscale("log")
+    y = np.concatenate([group.y for group in groups])
+    y = y[np.isfinite(y)]
+    if y.min() > 0 and y.max() > 20 * y.min():
+        axes.set_yscale("log")
+    for group in groups:
+        known, colour = np.isfinite(group.y), _LINES[group.slot % COLOURS]
+        axes.plot(
+            group.x[known], group.y[known], "o", color=colour, markersize=4, label=group.label
+        )
+        lost = group.x[~known]
+        low = np.full(len(lost), y.min())
+        axes.plot(lost, low, "x", color=colour, markersize=5, clip_on=False)
+    axes.grid(axis="y")
+    axes.set_xlabel(x_label, labelpad=2)
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:.4g}"))
+    if len(groups) > 1:
+        axes.legend(
+            loc="upper left",
+            bbox_to_anchor=(1.01, 1.02),
+            frameon=False,
+            fontsize=7.5,
+            handletextpad=0.1,
+            borderpad=0,
+            labelcolor="linecolor",
+        )
+
+
+def _figure(draw: Callable[["Axes"], None], description: str) -> str:
+    """Returns what `draw` draws as an `<svg>` element for a page."""
     import matplotlib.style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
-    lines = [line._replace(curve=thin(line.curve)) for line in lines]
-    lines = [line for line in lines if np.isfinite(line.curve.mean).any()]
-    if not lines:
-        return ""
     buffer = io.StringIO()
     # The salt makes the identifiers the same in every rendering, and different in every chart.
     style = {**_STYLE, "svg.hashsalt": f"lamina {description}"}
@@ -90,7 +152,7 @@ def chart(lines: list[Line], description: str) -> str:
         figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
         FigureCanvasSVG(figure)
         axes = figure.add_axes((38 / _WIDTH, 22 / _HEIGHT, 252 / _WIDTH, 168 / _HEIGHT))
-        _draw(axes, lines)
+        draw(axes)
         figure.savefig(
             buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
         )

@@ -5,7 +5,16 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lamina.platform.reporting import curves, folder, formats, manifest, page, records, storage
+from lamina.platform.reporting import (
+    curves,
+    folder,
+    formats,
+    manifest,
+    page,
+    panels,
+    records,
+    storage,
+)
 from lamina.platform.reporting.charts import COLOURS, Line, chart
 from lamina.platform.reporting.storage import PathLike
 
@@ -77,6 +86,7 @@ def build(workdir: PathLike) -> str:
         undrawn=undrawn,
         bands=len(seeds) > 1 and bool(drawn),
         matrix=page.matrix(known.get("accuracy")),
+        panels=panels.build(workdir, config, known),
         speed=speed(known),
         phases=_phases(known.get("phases")),
         samples=samples,

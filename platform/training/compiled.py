@@ -33,13 +33,17 @@ def compile_program(jitted: Any, *arguments: Any) -> Program:
     return Program(jitted.lower(*arguments).compile())
 
 
-def initialiser(experiment: Experiment) -> Callable[[Any, Any], TrainState]:
-    """Returns `(seeds uint32, (params, model state) that are loaded) -> state`, made sharded."""
+def initialiser(experiment: Experiment) -> Callable[[Any, Any, Any], TrainState]:
+    """Returns `(seeds uint32, loaded (params, model state), hyper) -> state`, made sharded."""
     recipe, seeds = experiment.recipe, experiment.seeds._replace(per_seed_rows=False)
-    create = seeds.lift(lambda seed, loaded: step.init(recipe, experiment.batch, seed, *loaded))
+    create = seeds.lift(
+        lambda own, loaded: step.init(
+            recipe, experiment.batch, own[0], loaded[0], loaded[1], own[1]
+        )
+    )
 
-    def initialise(values: jax.Array, loaded: Any) -> TrainState:
-        return seeds.join(create(seeds.split(values), loaded))
+    def initialise(values: jax.Array, loaded: Any, hyper: Any) -> TrainState:
+        return seeds.join(create(seeds.split((values, hyper)), loaded))
 
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
     return jax.jit(initialise, out_shardings=shardings)

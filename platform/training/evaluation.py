@@ -92,7 +92,7 @@ def choose(parts: Experiment) -> list[Evaluated]:
                 f"{entry.name} is evaluated in batches of {entry.batch_size}, which don't divide "
                 f"by {ways}, into which the mesh splits a batch: set evaluation.batch_size"
             )
-    measured = _metric_names(parts, chosen)
+    measured = metric_names(parts, chosen)
     for key, metric in (
         ("checkpoint.best", c.checkpoint.best),
         ("early_stopping.metric", c.early_stopping.metric),
@@ -102,7 +102,7 @@ def choose(parts: Experiment) -> list[Evaluated]:
     return chosen
 
 
-def _metric_names(parts: Experiment, chosen: Sequence[Evaluated]) -> list[str]:
+def metric_names(parts: Experiment, chosen: Sequence[Evaluated]) -> list[str]:
     """Returns `split/metric` of all that is measured for selection, without computing anything."""
     recipe = parts.recipe
 

@@ -1,5 +1,6 @@
 """From a resolved config to the parts of a training run, built without computing anything."""
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
@@ -7,7 +8,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.models import placement
 from lamina.models.functional import FunctionalModel, functional
@@ -194,6 +195,18 @@ class Stream(NamedTuple):
     batch: Any
 
 
+class Members(NamedTuple):
+    """Trials of several seeds that are run like seeds, with hyper-parameters of their own.
+
+    Attributes:
+        seeds: how they are run.
+        hyper: config key to the value's type, as `jax.ShapeDtypeStruct`s of shape [].
+    """
+
+    seeds: seeds.Seeds
+    hyper: Mapping[str, jax.ShapeDtypeStruct]
+
+
 def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfigDict:
     """Returns the whole training config, checked key by key and for contradictions.
 
@@ -239,6 +252,7 @@ def assemble(
     devices: Sequence[jax.Device] | None = None,
     dataset: Dataset | None = None,
     stream: Stream | None = None,
+    members: Members | None = None,
 ) -> Experiment:
     """Builds the parts of a run from its resolved config.
 
@@ -250,19 +264,25 @@ def assemble(
         devices: the devices to use; default: all.
         dataset: default: opened as the config says.
         stream: of an incremental run.
+        members: of a sweep, which take the place of the seeds; `config.seeds` has a value for each.
 
     Raises:
         UserError: the parts don't fit each other, the data or the devices.
     """
     dataset = dataset or open_dataset(config.data, trust)
     try:
-        return _assemble(config, trust, devices or jax.devices(), dataset, stream)
+        return _assemble(config, trust, devices or jax.devices(), dataset, stream, members)
     except ValueError as error:
         raise UserError(str(error)) from error
 
 
 def _assemble(
-    c: FrozenConfigDict, trust, devices, dataset: Dataset, stream: Stream | None
+    c: FrozenConfigDict,
+    trust: Sequence[str],
+    devices: Sequence[jax.Device],
+    dataset: Dataset,
+    stream: Stream | None,
+    members: Members | None,
 ) -> Experiment:
     mesh = meshes.create(devices, **c.mesh)
     ways = meshes.batch_parallelism(mesh) * c.accumulation
@@ -279,8 +299,9 @@ def _assemble(
     rules = layout.rules(c.sharding, model, task, batch, mesh)
     steps = stream.steps if stream else 0
     steps = steps or c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
+    axes = optimizing.trained_axes(model, trained)
     rate = optimizing.learning_rate(c, trust, steps)
-    optimizer = optimizing.optimizer(c, trust, rate, optimizing.trained_axes(model, trained))
+    optimizer = optimizing.optimizer(c, trust, rate, axes)
     recipe = step.Recipe(
         model=model,
         task=task,
@@ -292,7 +313,7 @@ def _assemble(
             c.optimizer.name, state, params
         ),
         accumulation=c.accumulation,
-        ema_decay=c.ema.decay,
+        ema_decay=c.ema.decay or None,
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
         placement=placement.Placement(
@@ -301,9 +322,28 @@ def _assemble(
         learner=stream.learner if stream else learners.PLAIN,
         space=stream.space if stream else None,
     )
-    per_seed = stream.per_seed if stream else c.data.order == "per_seed"
-    plan = seeds.plan(len(c.seeds), mesh.devices.flat[0].platform, mesh.shape["seed"], per_seed)
-    one = jax.eval_shape(lambda: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}))
+
+    def rebuild(hyper: Mapping[str, Any]) -> step.Recipe:
+        own = _with_values(c, hyper)
+        rate = optimizing.learning_rate(own, trust, steps)
+        changed = recipe._replace(
+            learning_rate=rate.recorded, optimizer=optimizing.optimizer(own, trust, rate, axes)
+        )
+        if any(key.startswith("task.") for key in hyper):
+            kind = SCHEMA.kinds["task"]
+            changed = changed._replace(task=configs.build(own.task, kind, "task", trust, spec))
+        return changed._replace(ema_decay=hyper.get("ema.decay", recipe.ema_decay))
+
+    if members is None:
+        per_seed = stream.per_seed if stream else c.data.order == "per_seed"
+        platform = mesh.devices.flat[0].platform
+        plan = seeds.plan(len(c.seeds), platform, mesh.shape["seed"], per_seed)
+    else:
+        recipe, plan = recipe._replace(rebuild=rebuild), members.seeds
+    hyper = members.hyper if members else {}
+    one = jax.eval_shape(
+        lambda hyper: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}, hyper), hyper
+    )
     shardings = layout.state_shardings(
         one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1
     )
@@ -336,6 +376,34 @@ def build_model(
         model.axes,
     )
     return model, task, trained
+
+
+def check_factories(c: FrozenConfigDict, trust: Sequence[str], parts: Experiment) -> None:
+    """Makes a resolved config's schedule, optimizer and task, so that they refuse their keys.
+
+    Args:
+        c: resolved.
+        trust: packages whose factories the config may name.
+        parts: of an experiment with the same model and data.
+
+    Raises:
+        UserError: one of them refuses its keys.
+    """
+    recipe = parts.recipe
+    rate = optimizing.learning_rate(c, trust, parts.steps)
+    axes = optimizing.trained_axes(recipe.model, recipe.parameters)
+    optimizing.optimizer(c, trust, rate, axes)
+    configs.build(c.task, SCHEMA.kinds["task"], "task", trust, parts.dataset.spec)
+
+
+def _with_values(c: FrozenConfigDict, hyper: Mapping[str, Any]) -> ConfigDict:
+    """Returns the config with (traced) values for some of its dotted keys."""
+    changed = ConfigDict(configs.thaw(c))
+    with changed.ignore_type():
+        for key, value in hyper.items():
+            *blocks, last = key.split(".")
+            functools.reduce(lambda block, name: block[name], blocks, changed)[last] = value
+    return changed
 
 
 def _augment(data: Mapping, trust, spec):

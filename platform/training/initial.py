@@ -23,7 +23,7 @@ def create(parts: Experiment, loaded: Loaded) -> TrainState:
     """
     values = jnp.asarray(compiled.seed_values(parts))
     params, model_state = loaded.take()
-    return compiled.initialiser(parts)(values, (dict(params), dict(model_state)))
+    return compiled.initialiser(parts)(values, (dict(params), dict(model_state)), {})
 
 
 def open_feed(parts: Experiment) -> feeds.Feed:

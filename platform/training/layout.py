@@ -136,6 +136,7 @@ def state_shardings(
         metrics=everywhere.metrics,
         nonfinite_step=whole,
         learner=_of_learner(state, flat(of_params(state.params, state=True)), mesh),
+        hyper=everywhere.hyper,
     )
     return jax.tree.map(lambda s: _with_seed(s, mesh), shardings) if seed_axis else shardings
 

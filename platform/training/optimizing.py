@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 import jax
 import optax
-from ml_collections import FrozenConfigDict
+from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.models.functional import FunctionalModel
 from lamina.platform import config as configs
@@ -31,11 +31,13 @@ class LearningRate(NamedTuple):
     recorded: Callable[[jax.Array, Any], jax.Array]
 
 
-def learning_rate(c: FrozenConfigDict, trust: Sequence[str], steps: int) -> LearningRate:
+def learning_rate(
+    c: FrozenConfigDict | ConfigDict, trust: Sequence[str], steps: int
+) -> LearningRate:
     """Returns the learning rate of a resolved config.
 
     Args:
-        c: the config.
+        c: the config; its numbers may be traced.
         trust: packages whose factories it may name.
         steps: of the whole run.
 
@@ -62,7 +64,7 @@ def trained_axes(model: FunctionalModel, trained: parameters.Parameters) -> Axes
 
 
 def optimizer(
-    c: FrozenConfigDict,
+    c: FrozenConfigDict | ConfigDict,
     trust: Sequence[str],
     rate: LearningRate,
     axes: Axes,
@@ -70,7 +72,7 @@ def optimizer(
     """Returns the optimizer of a resolved config, between clipping and the schedule's controller.
 
     Args:
-        c: the config.
+        c: the config; its numbers may be traced.
         trust: packages whose factories it may name.
         rate: the learning rate.
         axes: of the trained parameters.
@@ -87,6 +89,7 @@ def optimizer(
     block: Mapping[str, Any] = configs.thaw(c.optimizer)
     keys = {k: v for k, v in block.items() if k not in ("name", "learning_rate", "rules")}
     built = rules.create(make, block["name"], rate.of_step, keys, block["rules"], list(axes))
-    clip = (optax.clip_by_global_norm(c.clip_norm),) if c.clip_norm else ()
+    off = isinstance(c.clip_norm, int | float) and not c.clip_norm  # a traced number clips
+    clip = () if off else (optax.clip_by_global_norm(c.clip_norm),)
     chain = (*clip, built, *rate.controllers)
     return optax.with_extra_args_support(optax.chain(*chain) if len(chain) > 1 else built)

@@ -29,6 +29,8 @@ class TrainState:
         metrics: sums since the last record.
         nonfinite_step: int32 []: the first step whose loss was not finite, or -1.
         learner: of incremental learning, or empty.
+        hyper: config key to the value of a hyper-parameter that is data here, [] each; empty where
+            all of them are constants of the program.
     """
 
     step: jax.Array
@@ -42,6 +44,7 @@ class TrainState:
     metrics: Metrics
     nonfinite_step: jax.Array
     learner: dict[str, Any] = dataclasses.field(default_factory=dict)
+    hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 
 def init_key(seed: jax.Array) -> jax.Array:

@@ -2,6 +2,8 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -42,12 +44,13 @@ class Recipe(NamedTuple):
         parameters: which parameters are trained, and how all of them follow.
         optimizer_eval_params: (optimizer state, trained parameters) to the ones to evaluate.
         accumulation: parts into which a batch is cut.
-        ema_decay: of the moving average; 0 keeps none.
+        ema_decay: of the moving average; None keeps none.
         scale_loss: whether the loss is scaled (float16).
         log_every: steps between two records.
         placement: how the activations lie on the mesh.
         learner: of incremental learning; the default is plain training.
         space: the sizes of its stream, or None.
+        rebuild: `TrainState.hyper` to the recipe with these values in place of the config's.
     """
 
     model: FunctionalModel
@@ -58,12 +61,18 @@ class Recipe(NamedTuple):
     parameters: Parameters
     optimizer_eval_params: Callable[[Any, Any], Any]
     accumulation: int
-    ema_decay: float
+    ema_decay: Any
     scale_loss: bool
     log_every: int
     placement: placement.Placement
     learner: Learner = learners.PLAIN
     space: learners.Space | None = None
+    rebuild: Callable[[Mapping[str, Any]], Any] | None = None
+
+
+def bound(recipe: Recipe, hyper: Mapping[str, Any]) -> Recipe:
+    """Returns the recipe with a state's own hyper-parameters, where it has any."""
+    return recipe.rebuild(hyper) if hyper and recipe.rebuild is not None else recipe
 
 
 def init(
@@ -72,6 +81,7 @@ def init(
     seed: jax.Array,
     loaded_params: Mapping[str, jax.Array],
     loaded_model_state: Mapping[str, jax.Array],
+    hyper: Mapping[str, jax.Array] = MappingProxyType({}),
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -81,7 +91,9 @@ def init(
         seed: uint32 []: the seed's value.
         loaded_params: path to the value of each parameter that isn't drawn.
         loaded_model_state: path to the value of what isn't new in the model's other state.
+        hyper: config key to the value of a hyper-parameter that the state holds, [] each.
     """
+    recipe = bound(recipe, hyper)
     key = init_key(seed)
     if loaded_params:
         # A run that goes on from another one of the same seed shall not draw the same values again.
@@ -97,10 +109,11 @@ def init(
         frozen=frozen,
         model_state=replace(model_state, loaded_model_state),
         optimizer_state=recipe.optimizer.init(trained),
-        ema=jax.tree.map(jnp.copy, trained) if recipe.ema_decay else {},
+        ema=jax.tree.map(jnp.copy, trained) if recipe.ema_decay is not None else {},
         loss_scale=loss_scale.init() if recipe.scale_loss else {},
         metrics={},
         nonfinite_step=jnp.full((), -1, jnp.int32),
+        hyper=dict(hyper),
     )
     if recipe.space is not None:
         setup = learners.Setup(
@@ -143,6 +156,7 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) 
         batch: arrays whose first dimension are the examples.
         due: bool []: whether a record follows this step; only then are norms measured.
     """
+    recipe = bound(recipe, state.hyper)
     (new, grads, updates), metrics = _update(recipe, state, batch)
 
     def measured(grads, updates):
@@ -187,7 +201,7 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
         scale_state = loss_scale.update(state.loss_scale, finite)
         metrics = {**metrics, "loss_scale": (scale_state.scale, jnp.ones(()))}
     ema = state.ema
-    if recipe.ema_decay:
+    if recipe.ema_decay is not None:
         count = state.step.astype(jnp.float32)
         decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
         ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
@@ -359,6 +373,15 @@ def train_chunk(
         The state, and a summary for the record: the leaves of its `metrics` stacked, and its
         `nonfinite_step`.
     """
+    if seeds.lowering == "map":
+        alone = partial(train_chunk, recipe, Seeds(1, "single"), select, length)
+        if seeds.per_seed_rows:
+            rows = jax.tree.map(lambda r: jnp.moveaxis(r, 1, 0), rows)
+            one = lambda of: alone(of[0], constants, of[1], span)
+            state, summary = jax.lax.map(one, (state, rows))
+        else:
+            state, summary = jax.lax.map(lambda own: alone(own, constants, rows, span), state)
+        return state, {**summary, "metrics": summary["metrics"].T}
     first = state.step if seeds.lowering == "single" else state.step[0]
     fresh = first % recipe.log_every == 0
     metrics = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.metrics)
@@ -396,11 +419,15 @@ def evaluate_chunk(
         constants: the feed's arrays on the devices.
         rows: for each batch, what the feed selects.
     """
+    if seeds.lowering == "map":
+        alone = partial(evaluate_chunk, recipe, Seeds(1, "single"), select)
+        return jax.lax.map(lambda of: alone(of[0], of[1], constants, rows), (total, state))
     shared = seeds._replace(per_seed_rows=False)
 
-    def weights_of(part: TrainState, _: Any) -> tuple[Any, Any]:
-        trained = evaluation_params(recipe, part)
-        return recipe.parameters.combine(trained, part.frozen), part.model_state
+    def weights_of(part: TrainState, _: Any) -> tuple[Any, Any, Any]:
+        trained = evaluation_params(bound(recipe, part.hyper), part)
+        params = recipe.parameters.combine(trained, part.frozen)
+        return params, part.model_state, part.hyper
 
     weights = shared.lift(weights_of, "seed")(shared.split(state), None)
 
@@ -409,8 +436,9 @@ def evaluate_chunk(
         carries = tuple(zip(total_parts, weights, strict=True))
 
         def one(carry, batch):
-            total, (params, model_state) = carry
-            return add_metrics(total, evaluate_batch(recipe, params, model_state, batch))
+            total, (params, model_state, hyper) = carry
+            own = bound(recipe, hyper)
+            return add_metrics(total, evaluate_batch(own, params, model_state, batch))
 
         return shared.lift(one, "seed")(carries, batch), None
 
@@ -428,6 +456,6 @@ def evaluate_batch(recipe: Recipe, params: Any, model_state: Any, batch: Batch) 
 
 def evaluation_params(recipe: Recipe, state: TrainState) -> Any:
     """Returns the trained parameters to evaluate: the moving average, where there is one."""
-    if recipe.ema_decay:
+    if recipe.ema_decay is not None:
         return state.ema
     return recipe.optimizer_eval_params(state.optimizer_state, state.params)

@@ -67,7 +67,7 @@ def classification(spec: DataSpec, *, label_smoothing: float = 0.0) -> Task:
     References:
         Szegedy et al., Rethinking the Inception Architecture, https://arxiv.org/abs/1512.00567
     """
-    if not 0 <= label_smoothing < 1:
+    if isinstance(label_smoothing, int | float) and not 0 <= label_smoothing < 1:
         raise UserError(f"task.label_smoothing = {label_smoothing} should be in [0, 1)")
     if spec.outputs < 2:
         raise UserError(
@@ -240,11 +240,11 @@ def _weights(batch: Batch, shape: tuple[int, ...]) -> jax.Array:
     return jnp.broadcast_to(weights.reshape(weights.shape + (1,) * missing), shape)
 
 
-def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: float) -> jax.Array:
+def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any) -> jax.Array:
     """Returns the cross-entropy in nats over the last axis; NaN for a label out of range."""
     log_total = jax.nn.logsumexp(logits, axis=-1)
     chosen = jnp.take_along_axis(logits, labels[..., None], axis=-1, mode="clip")[..., 0]
-    if smoothing:
+    if not isinstance(smoothing, int | float) or smoothing:
         chosen = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1)
     inside = (labels >= 0) & (labels < logits.shape[-1])
     return jnp.where(inside, log_total - chosen, jnp.nan)

@@ -1,0 +1,121 @@
+"""Sections of a report that only some programs have: the trials of a sweep, the shoot-out's score.
+
+A panel is a dict of "title", "heads", "rows" (texts), "charts" ({"name", "svg"}) and "note".
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from lamina.platform.reporting import curves, folder, formats, page, records, storage
+from lamina.platform.reporting.charts import Line, Scatter, chart, scatter
+from lamina.platform.reporting.storage import PathLike
+
+ROWS = 100
+CURVES = 6
+
+Panel = dict[str, Any]
+
+
+def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any]) -> list[Panel]:
+    """Returns the panels of a run, by its program.
+
+    Args:
+        workdir: the run folder.
+        config: of the run.
+        result: of the run; empty if it has none yet.
+    """
+    program = config.get("program")
+    if program == "sweep" and isinstance(result.get("table"), Sequence):
+        return _sweep(workdir, result)
+    if program == "shootout" and isinstance(result.get("panels"), Sequence):
+        return [_stored(panel) for panel in result["panels"]]
+    return []
+
+
+def _sweep(workdir: PathLike, result: Mapping[str, Any]) -> list[Panel]:
+    rows, metric = result["table"], str(result.get("metric", ""))
+    keys = list(dict.fromkeys(key for row in rows for key in row["values"]))
+    cells = [
+        [
+            str(row["trial"]),
+            *(page.value(row["values"].get(key, "")) for key in keys),
+            formats.number(row["score"], missing=row["state"]),
+            _spread(row, metric),
+        ]
+        for row in rows[:ROWS]
+    ]
+    left = f"{len(rows) - ROWS} more in sweep.jsonl. " if len(rows) > ROWS else ""
+    table = {
+        "title": "Trials, the best first",
+        "heads": ["trial", *keys, metric, "std over seeds"],
+        "rows": cells,
+        "charts": [],
+        "note": left + "Each has its folder below trials/, to report and compare.",
+    }
+    drawn = [_over(key, rows, metric) for key in keys]
+    charts = [entry for entry in [_best_curves(workdir, rows, metric), *drawn] if entry["svg"]]
+    note = "A cross is a trial that diverged." if any(r["score"] is None for r in rows) else ""
+    return [
+        {"title": "Search", "heads": [], "rows": [], "charts": charts, "note": note},
+        table,
+    ]
+
+
+def _spread(row: Mapping[str, Any], metric: str) -> str:
+    entry = row["final"].get(metric) or {}
+    return formats.number(entry.get("std")) if len(entry.get("values") or []) > 1 else ""
+
+
+def _over(key: str, rows: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
+    """Draws the score over one key; over the places of its values where they are no numbers."""
+    values = [row["values"].get(key) for row in rows]
+    score = np.array([np.nan if row["score"] is None else row["score"] for row in rows])
+    number = lambda v: isinstance(v, int | float) and not isinstance(v, bool)
+    if len({page.value(v) for v in values}) < 2:
+        return {"name": key, "svg": ""}
+    if all(map(number, values)):
+        groups = [Scatter(metric, 0, np.array(values, float), score)]
+    else:
+        names = list(dict.fromkeys(page.value(v) for v in values))
+        place = np.array([names.index(page.value(v)) for v in values])
+        groups = [
+            Scatter(name[:14], i, place[place == i].astype(float), score[place == i])
+            for i, name in enumerate(names)
+        ]
+    svg = scatter(groups, key, f"{metric} over {key}")
+    return {"name": f"{metric} over {key}", "svg": page.markup(svg)}
+
+
+def _best_curves(workdir: PathLike, rows: Sequence[Mapping[str, Any]], metric: str) -> Any:
+    split, _, name = metric.rpartition("/")
+    lines = []
+    for slot, row in enumerate(row for row in rows[:CURVES] if row["score"] is not None):
+        path = storage.as_path(workdir) / "trials" / f"{row['trial']:03d}" / folder.METRICS
+        found = [r for r in records.read(path) if (r.split, r.name) == (split, name)]
+        curve = curves.collect(found).get(name, {}).get(split)
+        if curve is not None and len(curve.steps) > 1:
+            lines.append(Line(f"trial {row['trial']}", slot, curve))
+    svg = chart(lines, f"{metric} of the best trials over steps") if lines else ""
+    return {"name": f"{metric} of the best trials", "svg": page.markup(svg) if svg else ""}
+
+
+def _stored(panel: Mapping[str, Any]) -> Panel:
+    """Returns a panel whose charts are given as the points of lines."""
+    charts = []
+    for entry in panel.get("charts", ()):
+        lines = [
+            Line(
+                line["label"],
+                slot,
+                curves.Curve(
+                    np.asarray(line["x"]), np.asarray(line["y"], float), np.zeros(len(line["x"])), 1
+                ),
+            )
+            for slot, line in enumerate(entry["lines"])
+        ]
+        svg = chart(lines, entry["name"])
+        if svg:
+            charts.append({"name": entry["name"], "svg": page.markup(svg)})
+    return {**panel, "charts": charts}
