@@ -1,0 +1,146 @@
+"""The scoring of a shoot-out of optimizers: pure functions of what was measured.
+
+After AlgoPerf (Dahl et al. 2023, arXiv 2306.07179): the time to a validation target decides, a
+target that is missed counts as infinite, and optimizers are compared by performance profiles. The
+score is the integral of a profile from 1 to `LARGEST` over `LARGEST - 1`, with ratios on a linear
+axis. Letters: optimizers O, workloads W, studies S, trials T.
+"""
+
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from lamina.platform.errors import UserError
+
+LARGEST = 4.0
+"""Largest ratio to the fastest that counts (AlgoPerf's)."""
+
+
+def to_target(
+    steps: Sequence[float], values: Sequence[float | None], target: float, mode: str
+) -> float:
+    """Returns the first step (or second) at which a target was reached; infinity if it wasn't.
+
+    Args:
+        steps: of each evaluation, ascending.
+        values: of the metric there; None or not finite is no success.
+        target: to reach.
+        mode: "max" or "min".
+
+    Example:
+        >>> to_target([10, 20, 30], [0.5, 0.9, 0.8], 0.85, "max")
+        20.0
+    """
+    for step, value in zip(steps, values, strict=True):
+        if value is None or not math.isfinite(value):
+            continue
+        if value >= target if mode == "max" else value <= target:
+            return float(step)
+    return math.inf
+
+
+def study_score(trials: Sequence[Sequence[float]]) -> float:
+    """Returns the median over studies of the fastest trial; infinity counts as slowest.
+
+    Args:
+        trials: [S][T] times to the target.
+
+    Example:
+        >>> study_score([[5.0, 3.0], [math.inf, 4.0], [math.inf, math.inf]])
+        4.0
+    """
+    fastest = sorted(min(study) for study in trials)
+    middle = len(fastest) // 2
+    if len(fastest) % 2 or math.isinf(fastest[middle]):
+        return fastest[middle]
+    return (fastest[middle - 1] + fastest[middle]) / 2
+
+
+def ratios(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Returns each optimizer's time over the fastest one's, on each workload.
+
+    A workload that nobody has solved gives infinity to all.
+
+    Args:
+        times: optimizer to workload to time.
+    """
+    workloads = next(iter(times.values())).keys()
+    best = {w: min(own[w] for own in times.values()) for w in workloads}
+    return {
+        name: {w: own[w] / best[w] if math.isfinite(own[w]) else math.inf for w in workloads}
+        for name, own in times.items()
+    }
+
+
+def profile(own: Sequence[float], tau: Sequence[float]) -> list[float]:
+    """Returns the share of workloads whose ratio is at most tau, for each tau.
+
+    Args:
+        own: ratio on each workload.
+        tau: places.
+
+    References:
+        Dolan and Moré, Benchmarking optimization software with performance profiles, 2002
+    """
+    return [sum(ratio <= t for ratio in own) / len(own) for t in tau]
+
+
+def integral(own: Sequence[float], largest: float = LARGEST) -> float:
+    """Returns the exact integral of a profile from 1 to `largest`, over `largest - 1`.
+
+    Example:
+        >>> integral([1.0, 2.5, math.inf])
+        0.5
+    """
+    parts = [max(0.0, largest - ratio) for ratio in own]
+    return sum(parts) / ((largest - 1) * len(own))
+
+
+def scores(times: Mapping[str, Mapping[str, float]]) -> dict[str, float]:
+    """Returns each optimizer's integrated profile, in [0, 1]: 1 is the fastest everywhere."""
+    return {name: integral(list(own.values())) for name, own in ratios(times).items()}
+
+
+def bootstrap(
+    values: Sequence[float], *, level: float = 0.95, draws: int = 2000, seed: int = 0
+) -> tuple[float, float]:
+    """Returns the percentile bootstrap interval of the median; infinite values may stay infinite.
+
+    Args:
+        values: one for each seed.
+        level: coverage.
+        draws: resamplings.
+        seed: fixes them.
+
+    References:
+        Efron, Bootstrap Methods, Annals of Statistics 7 (1979)
+    """
+    data = np.asarray(values, float)
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    places = generator.integers(0, len(data), (draws, len(data)))
+    middle = np.sort(data[places], axis=1)[:, (len(data) - 1) // 2]
+    tail = (1 - level) / 2
+    low, high = np.quantile(middle, [tail, 1 - tail], method="inverted_cdf")
+    return float(low), float(high)
+
+
+def check_equal_tuning(budgets: Mapping[str, tuple[int, int, int]]) -> None:
+    """Refuses to rank optimizers that were tuned unequally.
+
+    Args:
+        budgets: optimizer to (dimensions of its search space, trials, studies).
+
+    Raises:
+        UserError: they differ.
+    """
+    different = {budget: name for name, budget in reversed(list(budgets.items()))}
+    if len(different) > 1:
+        shown = "; ".join(
+            f"{name}: {keys} keys, {trials} trials, {studies} studies"
+            for (keys, trials, studies), name in different.items()
+        )
+        raise UserError(
+            f"optimizers that were tuned unequally can't be ranked ({shown}): give all of them "
+            "search spaces with as many keys, and as many trials and studies"
+        )

@@ -1,0 +1,63 @@
+"""The score of a shoot-out on numbers that can be checked by hand."""
+
+import math
+
+import numpy as np
+import pytest
+
+from lamina.platform.errors import UserError
+from lamina.platform.sweeps import scoring
+
+
+def test_a_target_is_reached_at_the_first_success_and_what_is_not_finite_is_none():
+    steps = [1, 2, 3]
+    assert scoring.to_target(steps, [2.0, 0.5, 0.1], 0.5, "min") == 2
+    assert scoring.to_target(steps, [None, math.nan, 0.1], 0.5, "min") == 3
+    assert scoring.to_target(steps, [0.1, 0.2, 0.3], 0.5, "max") == math.inf
+
+
+def test_a_study_counts_its_fastest_trial_and_the_median_study_decides():
+    assert scoring.study_score([[4.0, 2.0], [9.0, 8.0], [6.0, math.inf]]) == 6.0
+    assert scoring.study_score([[2.0], [4.0]]) == 3.0
+    assert scoring.study_score([[2.0], [math.inf]]) == math.inf
+
+
+def test_the_integral_is_that_of_the_profile():
+    own = [1.0, 1.7, 3.2, math.inf, 5.0]
+    tau = np.linspace(1, 4, 300_001)
+    area = np.trapezoid(scoring.profile(own, tau), tau) / 3
+    assert scoring.integral(own) == pytest.approx(area, abs=1e-5)
+
+
+def test_the_fastest_everywhere_scores_1_and_who_never_arrives_0():
+    times = {
+        "a": {"x": 1.0, "y": 10.0},
+        "b": {"x": 2.5, "y": math.inf},
+        "c": {"x": math.inf, "y": math.inf},
+    }
+    assert scoring.scores(times) == {"a": 1.0, "b": 0.25, "c": 0.0}
+
+
+def test_a_workload_that_nobody_solves_counts_against_all():
+    times = {"a": {"x": 1.0, "y": math.inf}, "b": {"x": 1.0, "y": math.inf}}
+    assert scoring.scores(times) == {"a": 0.5, "b": 0.5}
+
+
+def test_scores_do_not_depend_on_the_unit_of_time():
+    times = {"a": {"x": 3.0, "y": 4.0}, "b": {"x": 5.0, "y": 2.0}}
+    scaled = {name: {w: 60 * t for w, t in own.items()} for name, own in times.items()}
+    assert scoring.scores(times) == pytest.approx(scoring.scores(scaled))
+
+
+def test_a_bootstrap_interval_holds_the_median_and_is_a_point_for_equal_values():
+    assert scoring.bootstrap([3.0] * 5) == (3.0, 3.0)
+    low, high = scoring.bootstrap([1.0, 2.0, 3.0, 4.0, math.inf])
+    assert low <= 3.0 <= high
+    assert high == math.inf
+
+
+def test_unequal_tuning_is_not_ranked():
+    scoring.check_equal_tuning({"a": (2, 5, 1), "b": (2, 5, 1)})
+    for other in ((3, 5, 1), (2, 6, 1), (2, 5, 3)):
+        with pytest.raises(UserError, match="can't be ranked"):
+            scoring.check_equal_tuning({"a": (2, 5, 1), "b": other})
