@@ -3,6 +3,7 @@
 import doctest
 import functools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -306,6 +307,11 @@ def test_the_examples_in_the_docstrings_are_true():
     result = doctest.testmod(table)
     assert result.attempted
     assert not result.failed
+
+
+def test_the_guide_has_a_line_for_every_optimizer():
+    guide = (Path(__file__).parents[3] / "docs" / "optimizers.md").read_text()
+    assert [n for n in OPTIMIZERS if f"| `{n}` | " not in guide] == []
 
 
 def test_conventions_are_about_optimizers_that_exist():
