@@ -14,6 +14,7 @@ from lamina.platform.errors import LaminaError, blaming_files
 
 COMMANDS = {
     "run": ("lamina.platform.commands.run", "trains, or goes on with a run that was stopped"),
+    "fork": ("lamina.platform.commands.fork", "goes on from a checkpoint with another config"),
     "check": ("lamina.platform.commands.check", "builds everything without computing anything"),
     "compile": ("lamina.platform.commands.compile", "compiles for a TPU pod, without one"),
     "plan": ("lamina.platform.commands.plan", "ranks layouts for a TPU pod, without one"),

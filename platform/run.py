@@ -241,6 +241,7 @@ def _describe(workdir, config, resolved, mesh: Mesh | None = None) -> None:
     folder.write_config(workdir, configs.to_json(resolved), configs.to_json(config))
     sizes = dict(mesh.shape) if mesh is not None else None
     parents = [resolved.init_from] if resolved.get("init_from") else []
+    parents += storage.read_object(storage.as_path(workdir) / folder.LINEAGE).get("parents", [])
     manifest.write(workdir, manifest.collect(mesh=sizes, parents=parents))
 
 

@@ -47,7 +47,7 @@ def record_training(recorder: Recorder, sums: np.ndarray, start: int, stop: int)
 
 
 def record_evaluations(
-    recorder: Recorder, cut: Segments, span: np.ndarray, states: Any, stream: Stream
+    recorder: Recorder, cut: Segments, span: np.ndarray, states: Any, streams: Sequence[Stream]
 ) -> None:
     """Writes the accuracies that were measured in a dispatch.
 
@@ -56,16 +56,16 @@ def record_evaluations(
         cut: the stream's segments.
         span: of the dispatch.
         states: of all seeds, stacked or as a list.
-        stream: whose tasks.
+        streams: of the seeds, or one for all.
     """
     start, stop, first, last = (int(value) for value in span)
     right = right_of(states)
-    counts = task_sizes(stream)
+    counts = task_sizes(streams)
     points = [(0, 0)] if start == 0 else []
     points += [(int(cut.last[p]), p + 1) for p in range(first, last) if cut.last[p] <= stop]
     for step, place in dict(points).items():
         share = right[:, place] / counts
-        for task in range(len(counts)):
+        for task in range(counts.shape[1]):
             values = [{"accuracy": float(value)} for value in share[:, task]]
             recorder.write(step, task_name(task), values)
 
@@ -78,14 +78,14 @@ def right_of(states: Any) -> np.ndarray:
     return np.stack([np.asarray(jax.device_get(s.learner["right"])) for s in states])
 
 
-def task_sizes(stream: Stream) -> np.ndarray:
-    """Returns the test examples of each task."""
-    return np.bincount(stream.test_task, minlength=len(stream.test_classes))
+def task_sizes(streams: Sequence[Stream]) -> np.ndarray:
+    """Returns the number of test examples of each task, int [seed (or 1), task]."""
+    return np.stack([np.bincount(s.test_task, minlength=len(s.test_classes)) for s in streams])
 
 
-def accuracies(state: TrainState, stream: Stream) -> tuple[np.ndarray, np.ndarray]:
+def accuracies(state: TrainState, streams: Sequence[Stream]) -> tuple[np.ndarray, np.ndarray]:
     """Returns the accuracies [seed, time, task], and those before training [seed, task]."""
-    share = right_of(state) / task_sizes(stream)
+    share = right_of(state) / task_sizes(streams)[:, None]
     return share[:, 1:], share[:, 0]
 
 

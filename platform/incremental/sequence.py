@@ -90,13 +90,19 @@ class Tables(NamedTuple):
         fresh: bool [S, B].
         classes: bool [E, C].
         test_classes: bool [J, C].
+        test_rows: int32 [K, T]: test examples.
+        test_task: int32 [K, T]; J for padding.
+        transform: of the inputs, or ().
     """
 
-    rows: jax.Array
-    valid: jax.Array
-    fresh: jax.Array
-    classes: jax.Array
-    test_classes: jax.Array
+    rows: Any
+    valid: Any
+    fresh: Any
+    classes: Any
+    test_classes: Any
+    test_rows: Any
+    test_task: Any
+    transform: Any
 
 
 class Examples(NamedTuple):
@@ -105,17 +111,11 @@ class Examples(NamedTuple):
     Attributes:
         train: name to array, with an example in each row.
         test: likewise.
-        transform: of the inputs, or ().
-        test_index: int32 [K, T].
-        test_task: int32 [K, T]; J for padding.
         segments: of the stream.
     """
 
     train: Any
     test: Any
-    transform: Any
-    test_index: jax.Array
-    test_task: jax.Array
     segments: Segments
 
 
@@ -206,7 +206,7 @@ def same(state: TrainState) -> TrainState:
 
 def select(plan: Plan, examples: Examples, tables: Tables, i: jax.Array) -> dict[str, jax.Array]:
     """Returns the batch of step `i`, with its inputs as the data set has them (maybe uint8)."""
-    batch = gathered(examples.train, examples.transform, tables.rows[i])
+    batch = gathered(examples.train, tables.transform, tables.rows[i])
     batch |= {"weights": tables.valid[i].astype(jnp.float32), "fresh": tables.fresh[i]}
     return plan.constrain(batch)
 
@@ -287,11 +287,11 @@ def evaluated(
 
     def body(right: jax.Array, row: Any) -> tuple[jax.Array, None]:
         index, task = row
-        batch = gathered(examples.test, examples.transform, index)
+        batch = gathered(examples.test, tables.transform, index)
         batch = plan.constrain(batch | {"task": task})
         return right + right_answers(plan, state, batch, tables.test_classes), None
 
-    rows = (examples.test_index, examples.test_task)
+    rows = (tables.test_rows, tables.test_task)
     right, _ = jax.lax.scan(body, jnp.zeros(count, jnp.int32), rows)
     table = state.learner["right"].at[place].set(right)
     return dataclasses.replace(state, learner=state.learner | {"right": table})

@@ -4,9 +4,7 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import Mesh
 
 from lamina.platform import config as configs
 from lamina.platform.data import order
@@ -125,34 +123,41 @@ def plan(
     parts: Experiment, streams: Sequence[Stream], cut: Segments, data: Data
 ) -> tuple[Plan, Examples]:
     """Returns what the program is made of, and the data on the devices."""
-    c, stream = parts.config, streams[0]
     whole = partition_rules.replicated(parts.mesh)
-    count = len(stream.test_index)
-    batch = c.evaluation.batch_size or min(count, TEST_BATCH)
-    ways = batch_parallelism(parts.mesh)
-    batch = -(-batch // ways) * ways
-    padding = -count % batch
-    pad = lambda a, value: np.concatenate([a, np.full(padding, value, a.dtype)]).reshape(-1, batch)
-    examples = Examples(
-        train=data.train,
-        test=data.test,
-        transform=stream.transform or (),
-        test_index=jnp.asarray(pad(stream.test_index, 0)),
-        test_task=jnp.asarray(pad(stream.test_task, len(stream.test_classes))),
-        segments=cut,
-    )
     sharding = partition_rules.batch_sharding(parts.mesh)
     alone = parts.mesh.size == 1
     constrain = lambda b: b if alone else jax.lax.with_sharding_constraint(b, sharding)
     ragged = any(not one.valid.any(axis=1).all() for one in streams)
     return (
-        Plan(parts.recipe, stream.mask, ragged, parts.steps, constrain),
-        jax.device_put(examples, whole),
+        Plan(parts.recipe, streams[0].mask, ragged, parts.steps, constrain),
+        jax.device_put(Examples(data.train, data.test, cut), whole),
     )
 
 
-def tables(mesh: Mesh, stream: Stream) -> Tables:
-    """Returns a seed's stream on the devices."""
-    whole = partition_rules.replicated(mesh)
-    names = Tables._fields
-    return Tables(*(jax.device_put(jnp.asarray(getattr(stream, n)), whole) for n in names))
+def tables(parts: Experiment, streams: Sequence[Stream]) -> list[Tables]:
+    """Returns each seed's stream on the devices, all of the same shapes."""
+    whole = partition_rules.replicated(parts.mesh)
+    count = max(len(stream.test_index) for stream in streams)
+    batch = parts.config.evaluation.batch_size or min(count, TEST_BATCH)
+    ways = batch_parallelism(parts.mesh)
+    batch = -(-batch // ways) * ways
+    size = -(-count // batch) * batch
+
+    def padded(array: np.ndarray, value: int) -> np.ndarray:
+        filled = np.full(size, value, np.int32)
+        filled[: len(array)] = array
+        return filled.reshape(-1, batch)
+
+    def of(stream: Stream) -> Tables:
+        return Tables(
+            rows=stream.rows,
+            valid=stream.valid,
+            fresh=stream.fresh,
+            classes=stream.classes,
+            test_classes=stream.test_classes,
+            test_rows=padded(stream.test_index, 0),
+            test_task=padded(stream.test_task, len(stream.test_classes)),
+            transform=stream.transform or (),
+        )
+
+    return [jax.device_put(of(stream), whole) for stream in streams]

@@ -115,6 +115,8 @@ def schedule(
     """
     blocks_of: dict[str, list[np.ndarray]] = {"rows": [], "valid": [], "fresh": []}
     steps, first_pass = [], []
+    if not sum(len(part) for part in parts):
+        raise UserError("the stream has no example")
     for number, part in enumerate(parts):
         count = math.ceil(len(part) / batch_size)
         padding = count * batch_size - len(part)
@@ -322,11 +324,83 @@ def data_incremental(labels: Labels, batch_size: int, seed: int, shared: Shared)
     )
 
 
+def si_blurry(
+    labels: Labels,
+    batch_size: int,
+    seed: int,
+    shared: Shared,
+    *,
+    disjoint: int = 50,
+    blurry: int = 10,
+    sizes: Literal["random", "equal"] = "random",
+) -> Stream:
+    """Some classes come once, others are spread over experiences of random size (Si-Blurry).
+
+    Moon et al. (2023, arXiv 2308.09303). Of the classes, which are permuted, `disjoint` percent
+    belong to one experience each and the others have a home; `blurry` percent of the examples of
+    the latter go into a pool that is dealt out over the experiences. A learner isn't told where an
+    experience begins. Test task j has the test examples of the classes that come in experience j.
+
+    Args:
+        labels: of the data.
+        batch_size: rows of a batch.
+        seed: of the draws.
+        shared: the keys of every stream.
+        disjoint: N, percent. Default 50: the paper's.
+        blurry: M, percent. Default 10: the paper's.
+        sizes: "random" cuts the lists of classes and the pool at uniform random places, so that an
+            experience may have no class of one kind; "equal" deals equal shares.
+
+    Raises:
+        UserError: percentages outside of 0 to 100, or no class left for the experiences.
+    """
+    count, rng = shared.experiences, np.random.Generator(np.random.Philox(key=seed % 2**64))
+    if not (0 <= disjoint <= 100 and 0 <= blurry <= 100 and count >= 1):
+        raise UserError("stream.disjoint and stream.blurry should lie between 0 and 100")
+    apart = labels.classes * disjoint // 100 // count * count
+    mixed = (labels.classes - apart) // count * count
+    if not apart + mixed:
+        raise UserError(f"stream.experiences = {count}: there are only {labels.classes} classes")
+    names = rng.permutation(labels.classes)
+
+    def cut(values: np.ndarray, number: int) -> list[np.ndarray]:
+        if sizes == "equal" or not number:
+            return np.array_split(values, count)
+        return np.split(values, np.sort(rng.integers(0, number, count - 1)))
+
+    members = lambda group: np.flatnonzero(np.isin(labels.train, group))
+    own = [members(group) for group in cut(names[:apart], apart)]
+    homes = [members(group) for group in cut(names[apart : apart + mixed], mixed)]
+    dealt = blurry * sum(len(home) for home in homes) // 100
+    shares = [len(part) for part in cut(np.arange(dealt), dealt)]
+    taken = [home[:share] for home, share in zip(homes, shares, strict=True)]
+    pool = rng.permutation(np.concatenate(taken))
+    hands = np.split(pool, np.minimum(np.cumsum(shares), len(pool))[:-1])
+    parts = [
+        np.sort(np.concatenate([one, home[share:], hand]))
+        for one, home, share, hand in zip(own, homes, shares, hands, strict=True)
+    ]
+    present = np.stack([np.isin(np.arange(labels.classes), labels.train[part]) for part in parts])
+    # An experience without any example is tested on all classes, so that its accuracy is defined.
+    tested = np.where(present.any(1, keepdims=True), present, True)
+    groups = [np.flatnonzero(classes[labels.test]) for classes in tested]
+    return Stream(
+        **schedule(parts, batch_size, shared.epochs, shared.repeats, seed),
+        classes=present,
+        test_index=np.concatenate(groups).astype(np.int32),
+        test_task=np.repeat(np.arange(count), [len(group) for group in groups]).astype(np.int32),
+        test_classes=tested,
+        boundaries=False,
+        mask="seen",
+    )
+
+
 STREAMS: Mapping[str, Callable[..., Stream]] = {
     "class_incremental": class_incremental,
     "data_incremental": data_incremental,
     "domain_incremental": domain_incremental,
     "online": online,
+    "si_blurry": si_blurry,
     "task_incremental": task_incremental,
 }
 """Name to factory `(labels, batch size, seed, shared keys, *, options) -> Stream`."""

@@ -209,7 +209,7 @@ def open_runner(prepared: Prepared) -> Runner:
     """Compiles the program, once, whatever the number of seeds."""
     parts = prepared.parts
     plan, examples = sources.plan(parts, prepared.streams, prepared.cut, prepared.data)
-    tables = [sources.tables(parts.mesh, stream) for stream in prepared.streams]
+    tables = sources.tables(parts, prepared.streams)
     whole = partition_rules.replicated(parts.mesh)
     place = lambda span: jax.device_put(span, whole)
     number = parts.seeds.number
@@ -342,7 +342,7 @@ def learn(
         with recorder.clock.phase("train"):
             states, sums = runner.advance(states, span)
         results.record_training(recorder, sums, chunk.first, chunk.end)
-        results.record_evaluations(recorder, prepared.cut, span, states, prepared.streams[0])
+        results.record_evaluations(recorder, prepared.cut, span, states, prepared.streams)
         stop = context.stop.agreed(-(-chunk.end // length))
         if stop or chunk.due:
             state = runner.join(states)
@@ -362,7 +362,7 @@ def finish(recorder: Recorder, prepared: Prepared, state: TrainState, context: C
     parts, c = prepared.parts, prepared.parts.config
     recorder.check_divergence(jax.device_get(state.nonfinite_step))
     recorder.save(parts.steps, state, last=True)
-    accuracy, before = results.accuracies(state, prepared.streams[0])
+    accuracy, before = results.accuracies(state, prepared.streams)
     ends = [int(p) for p in np.flatnonzero(prepared.cut.closes)]
     if jax.process_index() == 0:
         results.write_accuracies(context.workdir, accuracy, before)

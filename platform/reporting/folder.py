@@ -20,6 +20,7 @@ METRICS = "metrics.jsonl"
 RESULT = "result.json"
 PARAMETERS = "parameters.json"  # rows of the parameter table
 SAMPLES = "samples.json"  # [{"title", "text"} or {"title", "png_base64"}]
+LINEAGE = "lineage.json"  # {"parents"}: of a fork, the checkpoint that it shares its past with
 TRACKERS = "trackers.json"  # the ids that trackers gave this run
 REPORT = "report.html"
 TENSORBOARD = "tensorboard"

@@ -23,6 +23,7 @@ def test_every_example_comes_as_often_as_there_are_epochs(name):
     assert set(counts[counts > 0]) == {epochs}
     copies = 5 if name == "domain_incremental" else 1
     assert np.count_nonzero(counts) == copies * 103 == stream.fresh.sum()
+    assert stream.valid.any(1).all()
     assert len(stream.rows) == stream.steps.sum()
 
 
@@ -66,6 +67,22 @@ def test_seeds_of_unequal_length_are_padded_with_steps_without_rows():
     one, two = streams.aligned([short, long])
     assert (one.steps == two.steps).all()
     assert one.valid.sum() == short.valid.sum()
+
+
+def test_si_blurry_keeps_disjoint_classes_in_one_experience():
+    homes = []
+    for seed in range(20):
+        stream = build("si_blurry", seed=seed, disjoint=50, blurry=40)
+        parts = streams.parts_of(stream)
+        assert sum(len(part) for part in parts) == 103
+        homes.append(stream.classes.sum(0))
+    homes = np.stack(homes)
+    assert ((homes == 1).sum(1) >= 5).all()  # half of the ten classes
+    assert (homes > 1).any()
+    plain = build("si_blurry", disjoint=100, blurry=0, sizes="equal")
+    assert (plain.classes.sum(0) == 1).all()
+    unshared = build("si_blurry", blurry=0, sizes="random")
+    assert (unshared.classes.sum(0) == 1).all()
 
 
 def test_a_permutation_moves_pixels_and_a_rotation_turns_the_image():

@@ -39,6 +39,7 @@ def stream_config(learner, **changes):
     with config.ignore_type(), config.unlocked():
         for key, value in changes.items():
             block, _, last = key.rpartition("__")
+            value = ConfigDict(value) if isinstance(value, dict) else value
             (config[block] if block else config)[last] = value
     return config
 
@@ -119,9 +120,20 @@ def run_cut(learn, learner, keys, tmp_path):
     return learn(learner, "cut", **keys)
 
 
-def test_seeds_together_equal_seeds_alone(learn):
-    together, accuracy = learn("er", "both", seeds=(0, 3))
-    alone, single = learn("er", "alone", seeds=(3,))
+@pytest.mark.parametrize(
+    "stream",
+    [
+        {"name": "class_incremental", "experiences": 3, "class_order": "shuffled"},
+        {"name": "si_blurry", "experiences": 3},
+        pytest.param(
+            {"name": "domain_incremental", "experiences": 3, "transform": "rotated"},
+            marks=pytest.mark.slow,
+        ),
+    ],
+)
+def test_seeds_together_equal_seeds_alone(learn, stream):
+    together, accuracy = learn("er", "both", seeds=(0, 3), stream=stream)
+    alone, single = learn("er", "alone", seeds=(3,), stream=stream)
     np.testing.assert_array_equal(accuracy[1:], single)
     second = jax.tree.map(lambda a: np.asarray(a)[1], together.state.params)
     assert_same(second, params_of(alone))

@@ -1,0 +1,219 @@
+"""Learners against their formulas, written out in numpy."""
+
+import itertools
+import types
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from lamina.models.spec import Output
+from lamina.platform.errors import UserError
+from lamina.platform.incremental.learners import LEARNERS, agem, chain, create, ewc, gem, lwf
+from lamina.platform.training.learners import Mixed, Moment, Setup, Space
+
+SPACE = Space(experiences=3, classes=4, tasks=3, points=3)
+RNG = np.random.default_rng(0)
+X, W = RNG.normal(size=(6, 3)).astype(np.float32), RNG.normal(size=(3, 4)).astype(np.float32)
+LABELS = np.array([0, 1, 2, 3, 0, 1])
+PARAMS = {"kernel": jnp.asarray(W)}
+
+
+def forward(params, batch):
+    return Output(batch["inputs"] @ params["kernel"])
+
+
+def moment(experience=1, seen=(True, True, False, False)):
+    seen = jnp.asarray(seen)
+    return Moment(jnp.int32(experience), seen, seen, jnp.int32(0), jax.random.key(0))
+
+
+def mixed(groups=None, **arrays):
+    batch = {"inputs": jnp.asarray(X), "labels": jnp.asarray(LABELS)}
+    batch |= {"weights": jnp.ones(6), "there": jnp.ones(6, bool)}
+    return Mixed(batch | arrays, groups or {"stream": slice(0, 6)})
+
+
+def state_of(learner):
+    batch = jax.eval_shape(lambda: mixed().batch)
+    own = learner.init(Setup(PARAMS, forward, batch, SPACE, jax.random.key(0)))
+    return own | {name: jnp.float32(value) for name, value in learner.hyper.items()}
+
+
+def softmax(z):
+    e = np.exp(np.asarray(z, np.float64) - np.max(z, -1, keepdims=True))
+    return e / e.sum(-1, keepdims=True)
+
+
+def test_ewc_penalty_of_two_experiences_is_the_sum_of_both():
+    learner = create("ewc", strength=3.0)
+    own, anchors, fishers = state_of(learner), [], []
+    for _ in range(2):
+        anchor, fisher = RNG.normal(size=(3, 4)), RNG.uniform(0, 2, size=(3, 4))
+        fisher[0, 0] = 0.0
+        new = ({"kernel": jnp.asarray(fisher, jnp.float32)}, {"kernel": jnp.asarray(anchor)})
+        own |= ewc.joined(own, *new)
+        anchors, fishers = [*anchors, anchor], [*fishers, fisher]
+
+    def value(params):
+        return learner.loss(jnp.float32(0), own, params, mixed(), None, moment(), forward)
+
+    terms = zip(fishers, anchors, strict=True)
+    expected = 1.5 * sum((f * (W - a) ** 2).sum() for f, a in terms)
+    np.testing.assert_allclose(value(PARAMS), expected, rtol=1e-5)
+    gradient = 3.0 * sum(f * (W - a) for f, a in zip(fishers, anchors, strict=True))
+    np.testing.assert_allclose(jax.grad(value)(PARAMS)["kernel"], gradient, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("fisher", ["empirical", "predicted", "batch"])
+def test_fisher_information_of_a_linear_model(fisher):
+    p = softmax(X @ W)
+    labels = p.argmax(-1) if fisher == "predicted" else LABELS
+    errors = np.eye(4)[labels] - p
+    each = X[:, :, None] * errors[:, None, :]
+    expected = each.mean(0) ** 2 if fisher == "batch" else (each**2).sum(0)
+    key = jax.random.key(0)
+    squares, count = ewc.squared_gradients(fisher, PARAMS, mixed().batch, forward, key)
+    np.testing.assert_allclose(squares["kernel"], expected, rtol=2e-5, atol=1e-7)
+    assert count == (1 if fisher == "batch" else 6)
+
+
+def test_the_sampled_fisher_is_right_on_average_and_padding_counts_nothing():
+    p = softmax(X @ W)
+    expected = np.zeros((3, 4))
+    for label in range(4):
+        errors = np.eye(4)[label] - p
+        expected += (p[:, label, None, None] * (X[:, :, None] * errors[:, None, :]) ** 2).sum(0)
+    batch = mixed().batch
+    batch = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch)
+    batch["weights"] = jnp.concatenate([jnp.ones(6), jnp.zeros(6)])
+    one = lambda key: ewc.squared_gradients("sampled", PARAMS, batch, forward, key)
+    squares, counts = jax.vmap(one)(jax.random.split(jax.random.key(1), 4000))
+    np.testing.assert_allclose(squares["kernel"].mean(0), expected, rtol=0.1, atol=0.02)
+    assert (counts == 6).all()
+
+
+def test_lwf_distils_over_the_old_classes_at_its_temperature():
+    learner = create("lwf", alpha=0.5, temperature=3.0)
+    own = state_of(learner)
+    teacher = RNG.normal(size=(3, 4)).astype(np.float32)
+    own |= {
+        "teacher": {"kernel": jnp.asarray(teacher)},
+        "old": jnp.asarray([True, True, True, False]),
+    }
+    output = forward(PARAMS, mixed().batch)
+    loss = learner.loss(jnp.float32(2.0), own, PARAMS, mixed(), output, moment(), forward)
+    target, log_p = softmax((X @ teacher)[:, :3] / 3), np.log(softmax((X @ W)[:, :3] / 3))
+    np.testing.assert_allclose(loss, 2.0 + 0.5 * 9 * -(target * log_p).sum(-1).mean(), rtol=1e-5)
+
+
+def test_lwf_pulls_nowhere_at_the_teacher_and_is_silent_in_the_first_experience():
+    z = jnp.asarray(X @ W)
+    old = jnp.asarray([True, True, False, False])
+    pull = jax.grad(lambda s: lwf.distillation(z, s, old, jnp.float32(2.0)).sum())(z)
+    np.testing.assert_allclose(pull, 0, atol=1e-6)
+    none = jnp.zeros(4, bool)
+    assert not lwf.distillation(z, 2 * z, none, jnp.float32(2.0)).any()
+
+
+def test_si_paths_add_up_to_the_fall_of_a_quadratic_loss():
+    learner = create("si", strength=0.5, damping=0.1)
+    own = state_of(learner)
+    centre, params, rate = W + 1.0, PARAMS, 1e-3
+    start_loss = 0.5 * ((W - centre) ** 2).sum()
+    for _ in range(3000):
+        gradient = {"kernel": params["kernel"] - centre}
+        new = {"kernel": params["kernel"] - rate * gradient["kernel"]}
+        before = types.SimpleNamespace(params=params)
+        after = types.SimpleNamespace(params=new)
+        own, _ = learner.after(own, before, after, gradient, mixed(), moment())
+        params = new
+    end_loss = 0.5 * ((np.asarray(params["kernel"]) - centre) ** 2).sum()
+    np.testing.assert_allclose(own["path"]["kernel"].sum(), start_loss - end_loss, rtol=2e-3)
+    path = np.asarray(own["path"]["kernel"])
+    own, _ = learner.end(own, types.SimpleNamespace(params=params), moment())
+    expected = path / ((np.asarray(params["kernel"]) - W) ** 2 + 0.1)
+    np.testing.assert_allclose(own["importance"]["kernel"], expected, rtol=1e-4)
+    assert not own["path"]["kernel"].any()
+
+
+def test_der_and_derpp_losses_of_two_draws():
+    groups = {"stream": slice(0, 2), "logits": slice(2, 4), "labels": slice(4, 6)}
+    stored = RNG.normal(size=(6, 4)).astype(np.float32)
+    there = jnp.asarray([True, True, True, False, True, True])
+    batch = mixed(groups, logits=jnp.asarray(stored), there=there)
+    output = forward(PARAMS, batch.batch)
+    z = X @ W
+    squared = ((z[2] - stored[2]) ** 2).mean()
+    for name, beta in (("der", 0.0), ("derpp", 0.5)):
+        learner = create(name, alpha=0.3, **({"beta": beta} if beta else {}))
+        rows = batch._replace(groups={k: groups[k] for k in ("stream", *learner.memory.draws)})
+        own = state_of(learner)
+        loss = learner.loss(jnp.float32(1.0), own, PARAMS, rows, output, moment(), forward)
+        cross = -np.log(softmax(z))[[4, 5], LABELS[[4, 5]]].mean()
+        np.testing.assert_allclose(loss, 1.0 + 0.3 * squared + beta * cross, rtol=1e-5)
+
+
+def test_agem_takes_off_only_what_goes_against_the_reference():
+    g, r = {"a": jnp.asarray([1.0, -2.0])}, {"a": jnp.asarray([1.0, 1.0])}
+    out = agem.projected(g, r)["a"]
+    np.testing.assert_allclose(out, np.array([1.0, -2.0]) + 0.5, rtol=1e-6)
+    np.testing.assert_allclose(jnp.dot(out, r["a"]), 0, atol=1e-6)
+    with_it = {"a": jnp.asarray([1.0, 2.0])}
+    np.testing.assert_array_equal(agem.projected(with_it, r)["a"], with_it["a"])
+
+
+def exact_dual(gram, dots, bound):
+    """Enumerates which entries are at their bound, and takes the best feasible point."""
+    best, value = None, np.inf
+    for free in itertools.product([False, True], repeat=len(dots)):
+        free, v = np.array(free), np.full(len(dots), bound)
+        if free.any():
+            rest = dots[free] + gram[np.ix_(free, ~free)] @ v[~free]
+            v[free] = -np.linalg.solve(gram[np.ix_(free, free)], rest)
+        if (v >= bound - 1e-12).all() and 0.5 * v @ gram @ v + dots @ v < value:
+            best, value = v, 0.5 * v @ gram @ v + dots @ v
+    return best
+
+
+@pytest.mark.parametrize("bound", [0.0, 0.5])
+@pytest.mark.parametrize("size", [1, 4])
+def test_gem_solves_its_dual(size, bound):
+    rng = np.random.default_rng(size)
+    for _ in range(20):
+        rows, g = rng.normal(size=(size, 12)), rng.normal(size=12)
+        gram, dots = rows @ rows.T + 1e-3 * np.eye(size), rows @ g
+        there = jnp.ones(size, bool)
+        found = gem.dual(jnp.float32(gram), jnp.float32(dots), there, jnp.float32(bound))
+        np.testing.assert_allclose(found, exact_dual(gram, dots, bound), atol=2e-4)
+
+
+def test_a_chain_of_one_link_is_that_link_and_a_chain_pipes_losses():
+    ewc_, lwf_ = create("ewc", strength=2.0), create("lwf")
+    both = chain(ewc=ewc_, lwf=lwf_)
+    own = {"ewc": state_of(ewc_), "lwf": state_of(lwf_)}
+    own["ewc"] |= {"importance": {"kernel": jnp.ones((3, 4))}}
+    own["lwf"] |= {"old": jnp.ones(4, bool)}
+    output = forward(PARAMS, mixed().batch)
+    arguments = (PARAMS, mixed(), output, moment(), forward)
+    loss = both.loss(jnp.float32(1.0), own, *arguments)
+    first = ewc_.loss(jnp.float32(1.0), own["ewc"], *arguments)
+    assert loss == lwf_.loss(first, own["lwf"], *arguments)
+    assert both.needs == {"boundaries"}
+
+
+def test_links_with_memories_share_one_or_are_refused():
+    both = create("chain", links=("er", "derpp"), options={"er": {"policy": "reservoir"}})
+    assert set(both.memory.draws) == {"er/replay", "derpp/logits", "derpp/labels"}
+    assert both.memory.stores == ("logits",)
+    with pytest.raises(UserError, match="share one memory"):
+        create("chain", links=("er", "gem"))
+
+
+def test_every_learner_can_be_made_and_a_wrong_key_is_named():
+    for name in LEARNERS:
+        if name != "chain":
+            create(name)
+    with pytest.raises(UserError, match=r"learner\.strenght is not a key"):
+        create("ewc", strenght=1.0)
