@@ -14,52 +14,23 @@ import json
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping
-from typing import IO, Any, NamedTuple
+from typing import IO, Any
 
-import ml_dtypes
 import numpy as np
 from etils import epath
 
 from lamina.platform.checkpoints.failures import CheckpointError, cause
+from lamina.platform.checkpoints.headers import (
+    DTYPES,
+    METADATA,
+    Layout,
+    file_order,
+    header_bytes,
+)
 from lamina.platform.errors import UserError
 
-DTYPES = {
-    "F64": np.float64,
-    "F32": np.float32,
-    "F16": np.float16,
-    "BF16": ml_dtypes.bfloat16,
-    "F8_E4M3": ml_dtypes.float8_e4m3fn,
-    "F8_E5M2": ml_dtypes.float8_e5m2,
-    "F8_E8M0": ml_dtypes.float8_e8m0fnu,
-    "C64": np.complex64,
-    "I64": np.int64,
-    "I32": np.int32,
-    "I16": np.int16,
-    "I8": np.int8,
-    "U64": np.uint64,
-    "U32": np.uint32,
-    "U16": np.uint16,
-    "U8": np.uint8,
-    "BOOL": np.bool_,
-}
-"""The format's names of the dtypes that numpy and ml_dtypes have."""
-
-_NAMES = {np.dtype(dtype): name for name, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
-_METADATA = "__metadata__"
 _BLOCK = 16 << 20  # bytes read at once when only a part of each row is wanted
-
-
-class Layout(NamedTuple):
-    """Shape and dtype of a tensor."""
-
-    shape: tuple[int, ...]
-    dtype: np.dtype
-
-    @property
-    def nbytes(self) -> int:
-        """Bytes of its data."""
-        return math.prod(self.shape) * self.dtype.itemsize
 
 
 class Tensor:
@@ -210,7 +181,7 @@ class File:
         self.path = epath.Path(path).expanduser()
         self._content = Content(self.path)
         header, data = _read_header(self._content)
-        self.metadata: dict[str, str] = header.pop(_METADATA, {})
+        self.metadata: dict[str, str] = header.pop(METADATA, {})
         starts = _check(self.path, header, self._content.size - data)
         self.tensors = {
             name: Tensor(
@@ -259,7 +230,7 @@ def _read_header(file: Content) -> tuple[dict[str, Any], int]:
         header = json.loads(file.read(8, length).tobytes(), object_pairs_hook=unique)
     except (ValueError, RecursionError) as error:
         raise UserError(f"{source} is damaged: its header is no JSON ({error})") from error
-    metadata = header.get(_METADATA, {}) if isinstance(header, dict) else None
+    metadata = header.get(METADATA, {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UserError(f"{source} is damaged: its header is no table of tensors")
     return header, 8 + length
@@ -365,36 +336,6 @@ def write(
                 os.remove(temporary)
     except OSError as error:
         raise CheckpointError(f"could not write {target}: {cause(error)}") from error
-
-
-def file_order(layouts: Mapping[str, Layout]) -> list[str]:
-    """The names in the order of the data in a file: wider dtypes first, so that all are aligned."""
-    return sorted(layouts, key=lambda name: (-layouts[name].dtype.itemsize, name))
-
-
-def header_bytes(
-    layouts: Mapping[str, Layout], order: list[str], metadata: Mapping[str, str] | None
-) -> bytes:
-    """What stands before the data of a file, its length included.
-
-    Raises:
-        UserError: a dtype that the format doesn't have.
-    """
-    table: dict[str, Any] = {_METADATA: dict(metadata)} if metadata else {}
-    end = 0
-    for name in order:
-        layout = layouts[name]
-        if layout.dtype not in _NAMES:
-            raise UserError(f"{name} is {layout.dtype}, which safetensors files don't know")
-        start, end = end, end + layout.nbytes
-        table[name] = {
-            "dtype": _NAMES[layout.dtype],
-            "shape": list(layout.shape),
-            "data_offsets": [start, end],
-        }
-    text = json.dumps(table, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    return len(text).to_bytes(8, "little") + text
 
 
 def _content(
