@@ -9,7 +9,7 @@ import numpy as np
 
 from lamina.platform.checkpoints.store import Store
 from lamina.platform.errors import UserError
-from lamina.platform.training import compiled, initial, layout, loop, rows, seeds, step
+from lamina.platform.training import compiled, initial, layout, learners, loop, rows, seeds, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.loading import Loaded
 from lamina.platform.training.state import TrainState, step_keys
@@ -85,9 +85,13 @@ def _first_bad(parts: Experiment, state: TrainState, batch: Any, bad_step: int) 
             where = partition_rules.path_name(path)
             return f"the optimizer's {where} was not finite before step {bad_step}"
     _, key = step_keys(state.seed, state.step)
-    grads, _, _, loss = jax.jit(lambda s, b: step.gradient(parts.recipe, s, b, key, 1.0))(
-        state, batch
-    )
+
+    def gradient_of(state: TrainState, batch: Any) -> tuple[Any, jax.Array]:
+        mixed = learners.mix(parts.recipe.learner, state, batch)
+        grads, _, _, loss, _ = step.gradient(parts.recipe, state, mixed, key, 1.0)
+        return grads, loss
+
+    grads, loss = jax.jit(gradient_of)(state, batch)
     bad = [path for path, leaf in sorted(layout.flat(grads).items()) if not _finite(leaf)]
     shown = ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
     return (
