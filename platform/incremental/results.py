@@ -9,7 +9,7 @@ import numpy as np
 
 from lamina.platform.incremental import metrics
 from lamina.platform.incremental.sequence import Segments
-from lamina.platform.incremental.streams import Stream
+from lamina.platform.incremental.stream import Stream
 from lamina.platform.reporting import storage
 from lamina.platform.training import evaluation
 from lamina.platform.training.recorder import Recorder

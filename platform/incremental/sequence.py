@@ -18,8 +18,8 @@ import numpy as np
 
 from lamina.platform.data.feed import normalise
 from lamina.platform.incremental import transforms
-from lamina.platform.incremental.streams import Stream
-from lamina.platform.training import learners, step
+from lamina.platform.incremental.stream import Stream
+from lamina.platform.training import evaluation_step, learners, step
 from lamina.platform.training.learners import STREAM, Mixed
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.step import Recipe
@@ -307,7 +307,7 @@ def right_answers(plan: Plan, state: TrainState, batch: Any, test_classes: jax.A
         test_classes: bool [J, C].
     """
     recipe, count = plan.recipe, len(test_classes)
-    trained = step.evaluation_params(recipe, state)
+    trained = evaluation_step.evaluation_params(recipe, state)
     output = step.forward(recipe, trained, state, normalise(batch))
     moment = learners.moment_of(state)
     scores = recipe.learner.predict(learners.own_of(state), output, moment)

@@ -10,9 +10,10 @@ from lamina.platform import config as configs
 from lamina.platform.data import order
 from lamina.platform.data.dataset import Dataset, Held, Source
 from lamina.platform.errors import UserError
-from lamina.platform.incremental import sequence, streams
+from lamina.platform.incremental import sequence
+from lamina.platform.incremental import stream as streams
 from lamina.platform.incremental.sequence import Examples, Plan, Segments, Tables
-from lamina.platform.incremental.streams import Labels, Shared, Stream
+from lamina.platform.incremental.stream import Labels, Shared, Stream
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.learners import Learner
 from lamina.sharding import rules as partition_rules

@@ -27,7 +27,8 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import InterruptedRun
 from lamina.platform.incremental import metrics, results, sequence, sources
 from lamina.platform.incremental.learners.table import KIND as LEARNER
-from lamina.platform.incremental.streams import STREAMS, Shared, Stream
+from lamina.platform.incremental.stream import Shared, Stream
+from lamina.platform.incremental.streams import STREAMS
 from lamina.platform.programs import train
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, records, storage, writers

@@ -11,7 +11,7 @@ import numpy as np
 from lamina.models import placement
 from lamina.platform.data.feed import Feed
 from lamina.platform.errors import DivergedError
-from lamina.platform.training import layout, step
+from lamina.platform.training import evaluation_step, layout, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
 from lamina.sharding import rules as partition_rules
@@ -130,7 +130,7 @@ def evaluation_program(experiment: Experiment, feed: Feed, rows: Any, totals: An
         totals: the metrics' sums, likewise.
     """
     chunk = partial(
-        step.evaluate_chunk,
+        evaluation_step.evaluate_chunk,
         experiment.recipe,
         experiment.seeds,
         constrained(experiment, feed, per_seed=False),
@@ -146,7 +146,7 @@ def evaluation_totals(experiment: Experiment, feed: Feed, rows: Any) -> Metrics:
     def one(constants: Any, rows: Any) -> Metrics:
         batch = feed.select(constants, jax.tree.map(lambda r: r[0], rows))
         params, model_state = recipe.model.init(jax.random.key(0))
-        return step.evaluate_batch(recipe, params, model_state, batch)
+        return evaluation_step.evaluate_batch(recipe, params, model_state, batch)
 
     metrics = jax.eval_shape(one, feed.constants, rows)
     leading = () if count == 1 else (count,)

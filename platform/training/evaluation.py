@@ -10,7 +10,7 @@ from lamina.platform import config as configs
 from lamina.platform.data import feed as feeds
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.training import compiled, experiment, seeds, settings, step
+from lamina.platform.training import compiled, evaluation_step, experiment, seeds, settings
 from lamina.platform.training import rows as placing
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
@@ -108,7 +108,7 @@ def metric_names(parts: Experiment, chosen: Sequence[Evaluated]) -> list[str]:
 
     def one(batch: Any) -> Any:
         params, model_state = recipe.model.init(jax.random.key(0))
-        return step.evaluate_batch(recipe, params, model_state, batch)
+        return evaluation_step.evaluate_batch(recipe, params, model_state, batch)
 
     means = dict.fromkeys(jax.eval_shape(one, parts.batch), 1.0)
     return [

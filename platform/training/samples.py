@@ -11,7 +11,7 @@ import numpy as np
 from lamina.models import generate as generation
 from lamina.models.transformer import Transformer
 from lamina.platform.data import feed as feeds
-from lamina.platform.training import seeds, step
+from lamina.platform.training import evaluation_step, seeds
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import TrainState
 
@@ -32,7 +32,7 @@ def make(parts: Experiment, state: TrainState) -> list[dict[str, str]]:
     if split is None or jax.process_count() > 1:
         return []
     one = seeds.take(state, parts.seeds.number, 0)
-    trained = step.evaluation_params(parts.recipe, one)
+    trained = evaluation_step.evaluation_params(parts.recipe, one)
     params = parts.recipe.parameters.combine(trained, one.frozen)
     name = parts.config.task.name
     if name == "language_modeling" and parts.dataset.decode is not None:

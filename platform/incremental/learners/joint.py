@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lamina.platform.incremental import streams
+from lamina.platform.incremental import stream as streams
 from lamina.platform.training.learners import Learner
 
 

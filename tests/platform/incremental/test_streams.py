@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from lamina.platform.errors import UserError
-from lamina.platform.incremental import streams, transforms
+from lamina.platform.incremental import stream as streams
+from lamina.platform.incremental import transforms
 from lamina.platform.incremental.learners import create
-from lamina.platform.incremental.streams import STREAMS, Labels, Shared
+from lamina.platform.incremental.stream import Labels, Shared
+from lamina.platform.incremental.streams import STREAMS
 
 LABELS = Labels(np.arange(103) % 10, np.arange(40) % 10, 10, (4, 4, 1))
 
