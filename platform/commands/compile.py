@@ -38,8 +38,8 @@ def main(arguments: Sequence[str]) -> int:
     from lamina.platform.reporting import tables as printed
 
     wanted = compiling.topology(given.flags["topology"], given.flags["slices"])
-    compiling.require_compiler()
     resolved = programs.find(config).resolve(config, trust)
+    compiling.require_compiler()
     if given.flags["out"]:
         with writing(given.flags["out"]):
             Path(given.flags["out"]).touch()

@@ -44,13 +44,9 @@ def main(arguments: Sequence[str]) -> int:
     from lamina.platform.reporting import tables as printed
 
     wanted = compiling.topology(given.flags["topology"], given.flags["slices"])
-    compiling.require_compiler()
     for name in ("seconds", "layouts"):
         if given.flags[name] < 1:
             raise UserError(f"--{name}={given.flags[name]} should be at least 1")
-    if given.flags["out"]:
-        with writing(given.flags["out"]):
-            Path(given.flags["out"]).touch()
     program = programs.find(config)
 
     def resolve(overrides: dict[str, Any]) -> Any:
@@ -59,6 +55,11 @@ def main(arguments: Sequence[str]) -> int:
             configs.override(changed, key, str(value))
         return program.resolve(changed, trust)
 
+    resolve({})
+    compiling.require_compiler()
+    if given.flags["out"]:
+        with writing(given.flags["out"]):
+            Path(given.flags["out"]).touch()
     start, done = time.monotonic(), []
     for tried in search.search(
         resolve, trust, wanted, given.flags["seconds"], given.flags["layouts"]

@@ -16,10 +16,10 @@ WITH_STAND_IN = ("c4_transformer", "cifar10", "imagenet_vit")
 
 
 def commands() -> list[str]:
-    """Returns every --config that a docstring of the folder runs."""
+    """Returns every shipped --config that a docstring of the folder runs."""
     found = set()
     for file in FOLDER.rglob("*.py"):
-        found |= set(re.findall(r"--config=(\S+)", file.read_text().split('"""')[1]))
+        found |= set(re.findall(r"--config=(?!runs/)(\S+)", file.read_text().split('"""')[1]))
     return sorted(found)
 
 
@@ -31,7 +31,7 @@ def load(reference: str):
 
 @pytest.mark.parametrize("reference", commands())
 def test_the_configs_of_all_commands_have_no_mistakes(reference):
-    assert load(reference).steps or load(reference).epochs
+    assert load(reference).program == configs.load(reference)[0].program
 
 
 @pytest.mark.parametrize("reference", WITH_STAND_IN)
