@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamina.platform.checkpoints.names import flatten, nearest, path_name, unflatten
+from lamina.platform.checkpoints.names import flatten, nearest, unflatten
 from lamina.platform.errors import UserError
 
 _MAX_LISTED = 10
@@ -64,21 +64,6 @@ def select(names: Sequence[str], patterns: Sequence[str], option: str) -> set[st
             )
         chosen |= found
     return chosen
-
-
-def freeze_mask(params: Any, freeze: Sequence[str]) -> Any:
-    """A tree of bools, True where a parameter is frozen.
-
-    Args:
-        params: the parameters (arrays or ShapeDtypeStructs).
-        freeze: regular expressions on '/'-joined names, as in `select`. Empty: nothing is frozen.
-
-    Example:
-        >>> freeze_mask({"body": {"kernel": jnp.ones(2)}, "head": jnp.ones(2)}, ("^body/",))
-        {'body': {'kernel': True}, 'head': False}
-    """
-    frozen = select(list(flatten(params)), freeze, "freeze")
-    return jax.tree_util.tree_map_with_path(lambda path, _: path_name(path) in frozen, params)
 
 
 def transfer(

@@ -278,8 +278,8 @@ def extendable(name: str, *, anneal_steps: int = 0, **keys: Any) -> bool:
     """Returns whether a longer `steps` never changes the factors of earlier steps.
 
     Only then may a finished run be continued under the same config. "infinite" is extendable until
-    it anneals. "wsd" is not as a whole, but may be continued from a checkpoint before its decay:
-    see `shared_steps`. A schedule that isn't in `SCHEDULES` counts as not extendable.
+    it anneals. "wsd" is not as a whole: only its steps before the decay stay the same. A
+    schedule that isn't in `SCHEDULES` counts as not extendable.
 
     Args:
         name: of the schedule.
@@ -288,16 +288,3 @@ def extendable(name: str, *, anneal_steps: int = 0, **keys: Any) -> bool:
     """
     del keys
     return name in EXTENDABLE or (name == "infinite" and not anneal_steps)
-
-
-def shared_steps(short: Schedule, long: Schedule, steps: int) -> int:
-    """Returns for how many first steps, of `steps`, two schedules have the same factors.
-
-    A run under `short` can be continued under `long` from any checkpoint up to that step.
-
-    >>> shared_steps(wsd(100), wsd(200), 100)
-    81
-    """
-    numbers = np.arange(steps, dtype=np.int32)
-    differ = np.asarray(short(numbers)) != np.asarray(long(numbers))
-    return int(np.argmax(differ)) if differ.any() else steps

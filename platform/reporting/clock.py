@@ -4,9 +4,6 @@ import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping
 
-PHASES = ("compile", "train", "data", "evaluate", "checkpoint")
-"""The phases that a program accounts for; what is in none of them is "other"."""
-
 
 class Clock:
     """Seconds per phase. Its totals go into a checkpoint and come back when the run resumes.

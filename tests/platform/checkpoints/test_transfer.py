@@ -10,7 +10,6 @@ from jax.sharding import Mesh, NamedSharding
 from jax.sharding import PartitionSpec as P
 
 from lamina.platform.checkpoints import names, transfer
-from lamina.platform.checkpoints.transfer import freeze_mask
 from lamina.platform.errors import UserError
 
 
@@ -96,16 +95,6 @@ def test_values_go_to_the_targets_dtype_and_sharding():
 def test_rules_that_fit_nothing_are_errors(options, message):
     with pytest.raises(UserError, match=message):
         transfer.transfer(source(), target(), **options)
-
-
-def test_freezing_marks_the_named_parameters():
-    assert freeze_mask(target(), ("^body/0", "head")) == {
-        "body": {"0": {"kernel": True}, "1": {"kernel": False}},
-        "head": {"kernel": True},
-    }
-    assert not any(jax.tree.leaves(freeze_mask(target(), ())))
-    with pytest.raises(UserError, match="freeze: 'tail' is found in no name"):
-        freeze_mask(target(), ("tail",))
 
 
 def test_the_examples_in_the_docstrings_are_true():

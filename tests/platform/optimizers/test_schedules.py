@@ -12,9 +12,17 @@ import pytest
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import schedules
 from lamina.platform.optimizers.plateau import Controlled, PlateauState, current_factor
-from lamina.platform.optimizers.schedules import SCHEDULES, extendable, shared_steps
+from lamina.platform.optimizers.schedules import SCHEDULES, extendable
 
 STEPS, WARM = 200, 20
+
+
+def shared_steps(short, long, steps: int) -> int:
+    """Returns for how many first steps, of `steps`, two schedules have the same factors."""
+    numbers = np.arange(steps, dtype=np.int32)
+    differ = np.asarray(short(numbers)) != np.asarray(long(numbers))
+    return int(np.argmax(differ)) if differ.any() else steps
+
 
 KEYS = {
     "constant": {"warmup_steps": WARM},
