@@ -1,5 +1,7 @@
 """The error of a checkpoint that could not be written, and its cause in plain words."""
 
+import logging
+
 from lamina.platform.errors import UserError
 
 
@@ -30,3 +32,13 @@ def cause(error: BaseException) -> str:
     text, _, _ = str(error).strip().partition(". See full TensorStore")
     lines = text.splitlines()
     return lines[0] if lines else type(error).__name__
+
+
+def quieten() -> None:
+    """Keeps asyncio from printing a traceback for a failed write of Orbax, which is told anyway."""
+    logging.getLogger("asyncio").addFilter(_tells_more)
+
+
+def _tells_more(record: logging.LogRecord) -> bool:
+    failed = record.exc_info[1] if record.exc_info else None
+    return not isinstance(failed, OSError)

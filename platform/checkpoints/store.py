@@ -24,7 +24,7 @@ from jax.sharding import Sharding, SingleDeviceSharding
 
 from lamina.platform.checkpoints import arrays as arrays_lib
 from lamina.platform.checkpoints import checksum, folders, manifest, processes
-from lamina.platform.checkpoints.failures import CheckpointError, cause
+from lamina.platform.checkpoints.failures import CheckpointError, cause, quieten
 from lamina.platform.checkpoints.manifest import ArrayRecord, BadManifest, Manifest
 from lamina.platform.checkpoints.names import flatten, unflatten
 from lamina.platform.checkpoints.restoring import Restored, newest_good, other_model
@@ -59,6 +59,7 @@ def open_store(
     if keep_best is not None and keep_best[1] not in ("min", "max"):
         raise UserError(f'the mode of the best metric is {keep_best[1]!r}; use "min" or "max"')
     path = folders.normal(directory)
+    quieten()
     try:
         if jax.process_index() == 0:
             path.mkdir(parents=True, exist_ok=True)
@@ -283,7 +284,8 @@ class Store:
         """Deletes what the new, complete checkpoint has made superfluous."""
         listing = folders.listing(self.directory)
         names = surplus(listing, self._entries, self._bad, new_step, self._keep, self._keep_best)
-        self._entries = [e for e in self._entries if e.name not in names]
+        stay = {name for _, _, name in listing} - set(names)  # process 0 may have deleted already
+        self._entries = [e for e in self._entries if e.name in stay]
         if jax.process_index() == 0:
             for name in names:
                 folders.remove(self.directory / name)

@@ -172,6 +172,7 @@ class Supervisor:
         self.message = ""
         self._peers: peers.Peers | None = None
         self._announced: int | None = None  # the child's exit code, as it told it
+        self._announced_at = self._lost_at = float("inf")  # when it did, and a process was lost
         self._deadline = float("inf")
         self._selector = selectors.DefaultSelector()
         self._woken, self.wake = socket.socketpair()
@@ -221,6 +222,8 @@ class Supervisor:
             key.data(now)
         if self._peers is not None:
             self._peers.beat(now)
+            if self._peers.lost:
+                self._lost_at = min(self._lost_at, now)
 
     def _must_end(self) -> bool:
         """Whether the child has to be ended now; `message` says why, if others are the reason."""
@@ -248,6 +251,8 @@ class Supervisor:
         Args:
             code: the child's exit code, or minus a signal.
         """
+        if self._lost_at - self._announced_at > CRASH:
+            return  # the others ended because this one had failed
         stopped = -code in (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
         if self._peers is not None:
             until = time.monotonic() + CRASH
@@ -284,6 +289,7 @@ class Supervisor:
             for found in map(json.loads, data.splitlines()):
                 if "ending" in found:
                     self._announced = found["ending"]
+                    self._announced_at = now
                     self._deadline = now + ENDING
                     if self._peers is not None:
                         self._peers.tell(f"ending {self._peers.place.process} {self._announced}")

