@@ -307,7 +307,8 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         if restored:
             context.say(f"continues after step {start} of {parts.steps}")
         clock, meter = Clock(saved.get("clock")), Meter(saved.get("joules"))
-        history = train.cut_metrics(workdir / folder.METRICS, start)
+        # Without a checkpoint the records of step 0, from before training, come again too.
+        history = train.cut_metrics(workdir / folder.METRICS, start if restored else -1)
         log = train.open_log(parts, context, start)
         stack.callback(log.close)
         with clock.phase("compile"):

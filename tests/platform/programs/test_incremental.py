@@ -114,6 +114,26 @@ def test_a_run_that_was_cut_inside_an_experience_goes_on_as_if_it_had_not(
     assert [key(r) for r in whole.metrics] == [key(r) for r in resumed.metrics]
 
 
+def test_a_run_that_ends_before_its_first_checkpoint_leaves_no_record_twice(
+    learn, tmp_path, monkeypatch
+):
+    keys = {"steps_per_call": 4, "checkpoint": {"every": 0}}
+    whole, _ = learn("er", "whole", **keys)
+
+    def fails(request, dispatch):
+        raise UserError("a host went away")
+
+    with monkeypatch.context() as patched:
+        patched.setattr("lamina.platform.training.signals.StopRequest.agreed", fails)
+        with pytest.raises(UserError, match="went away"):
+            learn("er", "cut", **keys)
+    left = (tmp_path / "cut" / "metrics.jsonl").read_text()
+    assert '"step": 0' in left or '"step":0' in left
+    resumed, _ = learn("er", "cut", **keys)
+    key = lambda r: (r.step, r.split, r.name, r.seed, r.value)
+    assert [key(r) for r in whole.metrics] == [key(r) for r in resumed.metrics]
+
+
 def run_cut(learn, learner, keys, tmp_path):
     (tmp_path / "cut").mkdir()
     np.save(tmp_path / "cut" / "accuracy.npy", np.zeros(1))  # so that `learn` finds one
