@@ -1,8 +1,10 @@
 """`lamina compile` and `lamina plan`: what they say of mistakes, and what the TPU compiler says."""
 
 import json
+from importlib import metadata
 
 import pytest
+from packaging.version import Version
 
 from lamina.platform import cli
 from lamina.platform import config as configs
@@ -122,8 +124,9 @@ def test_a_plan_ranks_layouts_and_names_the_best(tmp_path, capsys):
 @needs_libtpu
 @pytest.mark.slow
 def test_a_step_is_compiled_for_a_pod_and_the_figures_are_the_compilers():
+    if Version(metadata.version("libtpu")) < Version("0.0.52"):
+        pytest.skip("the compiler of older libtpu writes another assignment of buffers")
     config, _ = configs.load(TINY)
-    config.model.attention = "dense"  # whose products stand in the program; a kernel's don't
     resolved = experiment.resolve(config)
     wanted = compiling.topology("v5e:2x2", 1)
     outcome = compiling.compile_step(resolved, configs.EVERYONE, wanted, full=True)
@@ -134,10 +137,10 @@ def test_a_step_is_compiled_for_a_pod_and_the_figures_are_the_compilers():
     assert read.activations <= read.temporary
     schedule = loops.schedule(module)
     assert not schedule.unknown
-    flops = sum(
-        v.times * products.products(module, v.computation, v.instruction).flops
-        for v in schedule.visits
-    )
+    work = [
+        (v.times, products.products(module, v.computation, v.instruction)) for v in schedule.visits
+    ]
+    flops = sum(times * (found.flops + found.kernel) for times, found in work)
     assert flops * 4 >= outcome.facts.model_flops > 0
     for leaf in outcome.facts.leaves:
         large = len(leaf.shape) >= 2 and "norm" not in leaf.path
