@@ -11,9 +11,8 @@ from lamina.platform.data import order
 from lamina.platform.data.dataset import Dataset, Held, Source
 from lamina.platform.errors import UserError
 from lamina.platform.incremental import sequence
-from lamina.platform.incremental import stream as streams
 from lamina.platform.incremental.sequence import Examples, Plan, Segments, Tables
-from lamina.platform.incremental.stream import Labels, Shared, Stream
+from lamina.platform.incremental.stream import Labels, Shared, Stream, aligned, check_labels
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.learners import Learner
 from lamina.sharding import rules as partition_rules
@@ -54,7 +53,7 @@ def open_data(dataset: Dataset, train_on: str, evaluate_on: str) -> Data:
     test = _arrays(dataset.splits[evaluate_on], evaluate_on)
     spec = dataset.spec
     labels = Labels(train["labels"], test["labels"], spec.outputs, tuple(spec.input_shape))
-    streams.check_labels(labels)
+    check_labels(labels)
     return Data(train, test, labels)
 
 
@@ -85,7 +84,7 @@ def build_streams(
     for seed in seeds:
         arguments = (labels, data.batch_size, seed, shared)
         built.append(learner.arrange(configs.build(block, kind, "stream", trust, *arguments)))
-    return streams.aligned(built)
+    return aligned(built)
 
 
 def check_learner(config: Any, learner: Learner, stream: Stream) -> None:

@@ -29,11 +29,9 @@ from lamina.platform.incremental import metrics, results, sequence, sources
 from lamina.platform.incremental.learners.table import KIND as LEARNER
 from lamina.platform.incremental.stream import Shared, Stream
 from lamina.platform.incremental.streams import STREAMS
-from lamina.platform.programs import train
+from lamina.platform.programs import session as sessions
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, records, storage, writers
-from lamina.platform.reporting.clock import Clock
-from lamina.platform.reporting.energy import Meter
 from lamina.platform.training import (
     compiled,
     efficiency,
@@ -297,28 +295,15 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         directory = os.path.join(context.workdir, folder.CHECKPOINTS)
         store = open_store(directory, keep=c.checkpoint.keep)
         stack.enter_context(contextlib.closing(store))
-        restored = store.restore(parts.state)
-        for note in restored.notes if restored else ():
-            context.say(note)
-        saved = restored.extra if restored else {}
-        start = restored.step if restored else 0
-        if prepared.loaded.report:
-            context.say(f"{c.init_from}: {prepared.loaded.report}")
-        if restored:
-            context.say(f"continues after step {start} of {parts.steps}")
-        clock, meter = Clock(saved.get("clock")), Meter(saved.get("joules"))
-        # Without a checkpoint the records of step 0, from before training, come again too.
-        history = train.cut_metrics(workdir / folder.METRICS, start if restored else -1)
-        log = train.open_log(parts, context, start)
-        stack.callback(log.close)
-        with clock.phase("compile"):
+        session, state = sessions.resume(parts, prepared.loaded, context, store)
+        stack.callback(session.log.close)
+        start = session.start
+        with session.clock.phase("compile"):
             runner = open_runner(prepared)
-            state = restored.state if restored else initial.create(parts, prepared.loaded)
+            state = initial.create(parts, prepared.loaded) if state is None else state
             state = learners.set_hyper(parts.recipe.learner, state)
             jax.block_until_ready(state)
-        recorder = Recorder(
-            parts, prepared.loaded, context.say, clock, meter, store, log, history, [], start
-        )
+        recorder = sessions.recorder(parts, prepared.loaded, context, store, session)
         recorder.check_divergence(jax.device_get(state.nonfinite_step))
         state = learn(recorder, prepared, runner, state, start, context)
         return finish(recorder, prepared, state, context)

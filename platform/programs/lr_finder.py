@@ -23,7 +23,7 @@ from lamina.platform import config as configs
 from lamina.platform.data import feed as feeds
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import range_test
-from lamina.platform.programs import train
+from lamina.platform.programs import session, train
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, records, storage
 from lamina.platform.reporting.clock import Clock
@@ -115,11 +115,11 @@ def find(prepared: train.Prepared, context: Context) -> Outcome:
     parts = prepared.parts._replace(steps=options.steps)
     workdir = storage.as_path(context.workdir)
     seeds, clock = parts.config.seeds, Clock()
-    train.cut_metrics(workdir / folder.METRICS, -1)
+    session.cut_metrics(workdir / folder.METRICS, -1)
     if jax.process_index() == 0:
         folder.write_parameters(workdir, compiled.parameter_rows(parts))
     with contextlib.ExitStack() as stack:
-        log = train.open_log(parts, context, 0)
+        log = session.open_log(parts, context, 0)
         stack.callback(log.close)
         feed = initial.open_feed(parts)
         stack.callback(feed.close)

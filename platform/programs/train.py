@@ -19,11 +19,9 @@ from lamina.platform import config as configs
 from lamina.platform.checkpoints.store import open_store
 from lamina.platform.errors import InterruptedRun
 from lamina.platform.optimizers import schedules
+from lamina.platform.programs import session as sessions
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, records, storage, writers
-from lamina.platform.reporting.clock import Clock
-from lamina.platform.reporting.energy import Meter
-from lamina.platform.reporting.protocol import RunInfo, Writer
 from lamina.platform.training import (
     compiled,
     efficiency,
@@ -139,21 +137,10 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             keep_best=best,
         )
         stack.enter_context(contextlib.closing(store))
-        restored = store.restore(parts.state)
-        for note in restored.notes if restored else ():
-            context.say(note)
-        saved = restored.extra if restored else {}
-        start = restored.step if restored else 0
-        if prepared.loaded.report:
-            context.say(f"{config.init_from}: {prepared.loaded.report}")
-        if restored:
-            context.say(f"continues after step {start} of {parts.steps}")
-        clock, meter = Clock(saved.get("clock")), Meter(saved.get("joules"))
-        history = cut_metrics(workdir / folder.METRICS, start)
-        log = open_log(parts, context, start)
-        stack.callback(log.close)
-
-        with clock.phase("compile"):
+        session, state = sessions.resume(parts, prepared.loaded, context, store)
+        stack.callback(session.log.close)
+        start = session.start
+        with session.clock.phase("compile"):
             feed = initial.open_feed(parts)
             stack.callback(feed.close)
             windows = RowWindows(parts, feed, start)
@@ -161,52 +148,12 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             evaluators = evaluation.open_evaluators(parts, prepared.evaluated)
             for evaluator in evaluators:
                 stack.callback(evaluator.feed.close)
-            state = restored.state if restored else initial.create(parts, prepared.loaded)
+            state = initial.create(parts, prepared.loaded) if state is None else state
             jax.block_until_ready(state)
-        recorder = Recorder(
-            parts,
-            prepared.loaded,
-            context.say,
-            clock,
-            meter,
-            store,
-            log,
-            history,
-            evaluators,
-            start,
-        )
+        recorder = sessions.recorder(parts, prepared.loaded, context, store, session, evaluators)
         recorder.check_divergence(jax.device_get(state.nonfinite_step))  # in a session before
         state = train_loop(recorder, program, feed.constants, windows, state, start, context)
         return finish(recorder, state, context)
-
-
-def cut_metrics(path: Any, step: int) -> list[records.Record]:
-    """Takes the records back to `step`; process 0 changes the file, and all return what stays."""
-    if jax.process_count() == 1:
-        return records.cut(path, step)
-    from jax.experimental import multihost_utils
-
-    if jax.process_index() == 0:
-        records.cut(path, step)
-    multihost_utils.sync_global_devices("lamina_metrics_cut")
-    return [record for record in records.read(path) if record.step <= step]
-
-
-def open_log(parts: Experiment, context: Context, start: int) -> Writer:
-    """Opens all that records are written to."""
-    c = parts.config
-    info = RunInfo(
-        workdir=context.workdir,
-        seeds=c.seeds,
-        steps=parts.steps,
-        start_step=start,
-        examples_per_step=c.data.batch_size * parts.seeds.number,
-        config=configs.thaw(c),
-        process_index=jax.process_index(),
-    )
-    names = ["jsonl", *(["console"] if context.console else []), *c.trackers]
-    options = configs.thaw(c.tracker_options)
-    return writers.open_writers(info, {name: options.get(name, {}) for name in names})
 
 
 def train_loop(

@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lamina.platform.incremental import stream as streams
+from lamina.platform.incremental.stream import parts_of, rescheduled
 from lamina.platform.training.learners import Learner
 
 
@@ -16,8 +16,8 @@ def cumulative() -> Learner:
     """
 
     def arrange(stream: Any) -> Any:
-        parts = streams.parts_of(stream)
+        parts = parts_of(stream)
         grown = [np.concatenate(parts[: number + 1]) for number in range(len(parts))]
-        return streams.rescheduled(stream, grown)
+        return rescheduled(stream, grown)
 
     return Learner(arrange=arrange, needs=frozenset({"boundaries"}))

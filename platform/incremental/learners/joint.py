@@ -4,7 +4,7 @@ from typing import Any
 
 import numpy as np
 
-from lamina.platform.incremental import stream as streams
+from lamina.platform.incremental.stream import parts_of, rescheduled, shuffled
 from lamina.platform.training.learners import Learner
 
 
@@ -17,10 +17,10 @@ def joint() -> Learner:
     """
 
     def arrange(stream: Any) -> Any:
-        parts = streams.parts_of(stream)
-        shuffled = streams.shuffled(np.concatenate(parts), stream)
-        shares = np.array_split(shuffled, len(parts))
+        parts = parts_of(stream)
+        examples = shuffled(np.concatenate(parts), stream)
+        shares = np.array_split(examples, len(parts))
         everything = np.broadcast_to(stream.classes.any(0), stream.classes.shape)
-        return streams.rescheduled(stream, shares)._replace(classes=everything)
+        return rescheduled(stream, shares)._replace(classes=everything)
 
     return Learner(arrange=arrange)

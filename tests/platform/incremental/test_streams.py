@@ -4,10 +4,16 @@ import numpy as np
 import pytest
 
 from lamina.platform.errors import UserError
-from lamina.platform.incremental import stream as streams
 from lamina.platform.incremental import transforms
 from lamina.platform.incremental.learners import create
-from lamina.platform.incremental.stream import Labels, Shared
+from lamina.platform.incremental.stream import (
+    Labels,
+    Shared,
+    aligned,
+    check_labels,
+    parts_of,
+    schedule,
+)
 from lamina.platform.incremental.streams import STREAMS
 
 LABELS = Labels(np.arange(103) % 10, np.arange(40) % 10, 10, (4, 4, 1))
@@ -39,7 +45,7 @@ def test_a_seed_fixes_every_byte_and_another_changes_the_order(name):
 def test_classes_come_once_and_their_test_examples_belong_to_their_task():
     stream = build("class_incremental", class_order="shuffled")
     assert (stream.classes.sum(0) == 1).all()
-    for number, part in enumerate(streams.parts_of(stream)):
+    for number, part in enumerate(parts_of(stream)):
         assert set(LABELS.train[part]) == set(np.flatnonzero(stream.classes[number]))
         tested = stream.test_index[stream.test_task == number]
         assert set(LABELS.test[tested]) == set(np.flatnonzero(stream.classes[number]))
@@ -54,8 +60,8 @@ def test_repeats_of_a_batch_follow_it_and_are_not_fresh():
 def test_joint_and_cumulative_bring_what_they_should():
     stream = build("class_incremental")
     cumulative = create("cumulative").arrange(stream)
-    sizes = [len(part) for part in streams.parts_of(cumulative)]
-    assert sizes == np.cumsum([len(part) for part in streams.parts_of(stream)]).tolist()
+    sizes = [len(part) for part in parts_of(cumulative)]
+    assert sizes == np.cumsum([len(part) for part in parts_of(stream)]).tolist()
     joint = create("joint").arrange(stream)
     assert np.bincount(joint.rows[joint.valid]).tolist() == [1] * 103
     assert joint.classes.all()
@@ -65,8 +71,8 @@ def test_joint_and_cumulative_bring_what_they_should():
 
 def test_seeds_of_unequal_length_are_padded_with_steps_without_rows():
     short = build("class_incremental", labels=LABELS)
-    long = short._replace(**streams.schedule([np.arange(60)] * 5, 8, 1, 1, 0))
-    one, two = streams.aligned([short, long])
+    long = short._replace(**schedule([np.arange(60)] * 5, 8, 1, 1, 0))
+    one, two = aligned([short, long])
     assert (one.steps == two.steps).all()
     assert one.valid.sum() == short.valid.sum()
 
@@ -75,7 +81,7 @@ def test_si_blurry_keeps_disjoint_classes_in_one_experience():
     homes = []
     for seed in range(20):
         stream = build("si_blurry", seed=seed, disjoint=50, blurry=40)
-        parts = streams.parts_of(stream)
+        parts = parts_of(stream)
         assert sum(len(part) for part in parts) == 103
         homes.append(stream.classes.sum(0))
     homes = np.stack(homes)
@@ -116,4 +122,4 @@ def test_what_a_stream_cannot_be_is_named(name, shared, options, message):
 
 def test_a_label_that_is_no_class_is_named():
     with pytest.raises(UserError, match=r"label 12 \(example 1\), outside of 0 to 9"):
-        streams.check_labels(LABELS._replace(train=np.array([0, 12])))
+        check_labels(LABELS._replace(train=np.array([0, 12])))
