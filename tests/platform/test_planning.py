@@ -1,10 +1,8 @@
 """`lamina compile` and `lamina plan`: what they say of mistakes, and what the TPU compiler says."""
 
 import json
-from importlib import metadata
 
 import pytest
-from packaging.version import Version
 
 from lamina.platform import cli
 from lamina.platform import config as configs
@@ -124,8 +122,6 @@ def test_a_plan_ranks_layouts_and_names_the_best(tmp_path, capsys):
 @needs_libtpu
 @pytest.mark.slow
 def test_a_step_is_compiled_for_a_pod_and_the_figures_are_the_compilers():
-    if Version(metadata.version("libtpu")) < Version("0.0.52"):
-        pytest.skip("the compiler of older libtpu writes another assignment of buffers")
     config, _ = configs.load(TINY)
     resolved = experiment.resolve(config)
     wanted = compiling.topology("v5e:2x2", 1)
