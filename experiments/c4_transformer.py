@@ -87,7 +87,8 @@ def get_config(variant: str = "") -> ConfigDict:
     config.schedule = ConfigDict(dict(name="cosine", warmup_steps=2_000, final_factor=0.1))
     config.accumulation = 2  # parts of a batch: each of 16 devices computes on 32 documents at once
     config.clip_norm = 1.0  # largest norm of the gradient
-    config.mesh = ConfigDict(dict(data=1, fsdp=-1, tensor=1))  # ways; fsdp: all devices
+    # Ways: the parameters are split over a slice, and only gradients go from slice to slice.
+    config.mesh = ConfigDict(dict(data=-1, fsdp=-1, tensor=1, dcn=dict(data=-1)))
     config.sharding = ConfigDict(dict(rules="fsdp"))
     config.precision = "bfloat16"  # of the computation; parameters stay float32
     config.evaluation = ConfigDict(dict(every=2_500))  # steps; validation is 0.75 billion bytes

@@ -50,8 +50,10 @@ def create(
         replica: ways to split the batch between islands; like data, but outermost.
         seed: ways to split the seeds of a run of several.
         dcn: axis to the part of its size that goes over slices, such as `dict(data=2)`; the
-            parts multiply to the number of slices. Empty: `replica`, `data` or `fsdp` takes them.
-            Devices that don't tell their slice (all but TPUs) are cut into slices in their order.
+            parts multiply to the number of slices. An axis that is -1 here and in its size stands
+            for the slices alone, so that another may take the rest: `data=-1, fsdp=-1,
+            dcn=dict(data=-1)`. Empty: `replica`, `data` or `fsdp` takes them. Devices that don't
+            tell their slice (all but TPUs) are cut into slices in their order.
 
     Raises:
         ValueError: the sizes don't multiply to the number of devices, or the parts of `dcn` not
@@ -66,9 +68,13 @@ def create(
         "replica": replica,
         "seed": seed,
     }
-    sizes = _filled(sizes, len(devices), "mesh", "devices")
     slices = _slices(devices, dcn)
-    across = _across(sizes, len(slices), dcn)
+    parts = _parts(dcn, len(slices))
+    unknown = [name for name, size in sizes.items() if size == -1]
+    if len(unknown) > 1:
+        sizes |= {name: parts[name] for name in unknown if dcn.get(name) == -1}
+    sizes = _filled(sizes, len(devices), "mesh", "devices")
+    across = _across(sizes, len(slices), parts)
     within = tuple(sizes[name] // across[name] for name in AXES)
     blocks = np.array([_arranged(part, within) for part in slices], dtype=object)
     count = len(AXES)
@@ -159,20 +165,24 @@ def _slices(devices: Sequence[jax.Device], dcn: Mapping[str, Any]) -> list[list[
     return [list(devices[i : i + size]) for i in range(0, len(devices), size)]
 
 
-def _across(sizes: Mapping[str, int], slices: int, dcn: Mapping[str, Any]) -> dict[str, int]:
-    """Returns for each axis the part of its size that goes over slices."""
+def _parts(dcn: Mapping[str, Any], slices: int) -> dict[str, int]:
+    """Returns `dcn` with the -1 in it replaced."""
     for name in dcn:
         if name not in AXES:
             raise ValueError(f"mesh.dcn.{name} is no axis of the mesh: one of {', '.join(AXES)}")
-    if dcn:
-        parts = _filled(dcn, slices, "mesh.dcn", "slices")
-        for name, part in parts.items():
-            if sizes[name] % part:
-                raise ValueError(
-                    f"mesh.{name} = {sizes[name]} is no multiple of mesh.dcn.{name} = {part}: "
-                    f"use {_alternatives([part, 2 * part, 4 * part])}, or another multiple"
-                )
-        return {name: parts.get(name, 1) for name in AXES}
+    return _filled(dcn, slices, "mesh.dcn", "slices") if dcn else {}
+
+
+def _across(sizes: Mapping[str, int], slices: int, given: Mapping[str, int]) -> dict[str, int]:
+    """Returns for each axis the part of its size that goes over slices: `given`, or a choice."""
+    for name, part in given.items():
+        if sizes[name] % part:
+            raise ValueError(
+                f"mesh.{name} = {sizes[name]} is no multiple of mesh.dcn.{name} = {part}: "
+                f"use {_alternatives([part, 2 * part, 4 * part])}, or another multiple"
+            )
+    if given:
+        return {name: given.get(name, 1) for name in AXES}
     parts = {name: 1 for name in AXES}
     left = slices
     for name in SLICE_AXES:

@@ -1,14 +1,8 @@
-"""Packing of documents into rows of one length, and rows to ranks of equal work.
+"""Packing of documents into rows of one length: short ones padded to it would waste a step.
 
-Short documents padded to a row's length waste a step; packed rows don't. But rows of the same
-length don't cost the same: attention within a document grows with its square, and a step lasts as
-long as its slowest rank. So rows go to ranks by their cost, not by their count (the idea behind
-FlexSP, Wang et al. 2024, arXiv 2412.01523, ByteScale, Ge et al. 2025, arXiv 2502.21231, and
-Zeppelin, Chen et al. 2025, arXiv 2509.21841; those also split long documents over several ranks).
-All of it is a function of the lengths alone: equal on every process, and after a restart.
+It is a function of the lengths alone: equal on every process, and after a restart.
 """
 
-import heapq
 from collections.abc import Sequence
 
 import numpy as np
@@ -85,68 +79,3 @@ def pack(documents: Sequence[np.ndarray], context: int, separator: int) -> dict[
         packed["segments"][place] = segments[row]
         packed["positions"][place] = np.arange(len(inputs))
     return packed | {"weights": (packed["segments"] > 0).astype(np.float32)}
-
-
-def row_costs(segments: np.ndarray, *, linear: float) -> np.ndarray:
-    """Returns what rows of packed documents cost, in units of one token's attention to one other.
-
-    A document of n tokens costs n (linear + n): the work for each token, and causal attention.
-
-    Args:
-        segments: int [N, T], as `pack` gives them; 0 is padding, which costs nothing where kernels
-            skip it.
-        linear: the length at which attention costs as much as all else. For a transformer of width
-            D with an MLP of 4 D (or 8/3 D, gated) that is 12 D: a token's matrix products take
-            24 D^2 operations a layer, its causal attention to a document of n tokens 2 D n.
-
-    Returns:
-        float64 [N].
-    """
-    tokens = (segments > 0).sum(1).astype(np.float64)
-    squares = np.zeros(len(segments))
-    for segment in range(1, int(segments.max(initial=0)) + 1):
-        squares += (segments == segment).sum(1).astype(np.float64) ** 2
-    return linear * tokens + squares
-
-
-def balance(costs: Sequence[float] | np.ndarray, ranks: int) -> np.ndarray:
-    """Assigns the rows of a batch to ranks of nearly equal cost.
-
-    The dearest row that is left goes to the cheapest rank that has room (Graham 1969, with equal
-    counts); equal ones in their order.
-
-    Args:
-        costs: [N] of each row; N is a multiple of `ranks`.
-        ranks: number of data ranks.
-
-    Returns:
-        int64 [N]: a permutation of the rows; rank r takes the r-th N / ranks of them, which is what
-        a batch that is split along the data axis gives it. The batch is the same set of rows, so
-        its loss and gradient are too.
-
-    Raises:
-        ValueError: the rows can't be split evenly.
-
-    Example:
-        >>> balance([9, 1, 8, 2], ranks=2).tolist()
-        [0, 1, 2, 3]
-        >>> balance([9, 8, 1, 2], ranks=2).tolist()
-        [0, 2, 1, 3]
-    """
-    values = np.asarray(costs, np.float64)
-    if ranks < 1 or len(values) % ranks:
-        raise ValueError(f"{len(values)} rows can't be split evenly over {ranks} ranks")
-    room = len(values) // ranks
-    taken: list[list[int]] = [[] for _ in range(ranks)]
-    heap = [(0.0, rank) for rank in range(ranks)]
-    for row in np.argsort(-values, kind="stable").tolist():
-        cost, rank = heapq.heappop(heap)
-        taken[rank].append(row)
-        if len(taken[rank]) < room:
-            heapq.heappush(heap, (cost + float(values[row]), rank))
-    return np.array([row for rows in taken for row in sorted(rows)], np.int64)
-
-
-def step_time(costs: Sequence[float] | np.ndarray, ranks: int) -> float:
-    """Returns the cost of the dearest rank of a batch that is split along the data axis."""
-    return float(np.asarray(costs, np.float64).reshape(ranks, -1).sum(1).max())

@@ -100,7 +100,6 @@ def layouts(devices: int, slices: int = 1) -> list[tuple[tuple[int, int, int], s
 
     wanted = [
         hybrid(within),
-        *([hybrid(devices)] if slices > 1 else []),
         hybrid(within // 4),
         hybrid(within // 16),
         whole(1, "data"),

@@ -290,7 +290,8 @@ def run(prepared: Prepared, context: Context) -> Outcome:
     parts, c = prepared.parts, prepared.parts.config
     workdir = storage.as_path(context.workdir)
     if jax.process_index() == 0:
-        folder.write_parameters(workdir, compiled.parameter_rows(parts))
+        rows, activations = compiled.parameter_rows(parts), compiled.activation_rows(parts)
+        folder.write_parameters(workdir, rows, activations)
     with contextlib.ExitStack() as stack:
         directory = os.path.join(context.workdir, folder.CHECKPOINTS)
         store = open_store(directory, keep=c.checkpoint.keep)

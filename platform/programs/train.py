@@ -127,7 +127,8 @@ def train(prepared: Prepared, context: Context) -> Outcome:
     config = parts.config
     workdir = storage.as_path(context.workdir)
     if jax.process_index() == 0:
-        folder.write_parameters(workdir, compiled.parameter_rows(parts))
+        rows, activations = compiled.parameter_rows(parts), compiled.activation_rows(parts)
+        folder.write_parameters(workdir, rows, activations)
     with contextlib.ExitStack() as stack:
         metric = config.checkpoint.best
         best = (metric, settings.better(metric, config.checkpoint.mode)) if metric else None

@@ -19,6 +19,7 @@ STATUS = "status.json"
 METRICS = "metrics.jsonl"
 RESULT = "result.json"
 PARAMETERS = "parameters.json"  # rows of the parameter table
+ACTIVATIONS = "activations.json"  # rows of the activation table, of runs on several devices
 SAMPLES = "samples.json"  # [{"title", "text"} or {"title", "png_base64"}]
 LINEAGE = "lineage.json"  # {"parents"}: of a fork, the checkpoint that it shares its past with
 TRACKERS = "trackers.json"  # the ids that trackers gave this run
@@ -164,15 +165,23 @@ def write_samples(workdir: PathLike, entries: Sequence[Mapping[str, Any]]) -> No
     storage.write_json(storage.as_path(workdir) / SAMPLES, list(entries))
 
 
-def write_parameters(workdir: PathLike, rows: Sequence[Mapping[str, Any]]) -> None:
-    """Writes `parameters.json`: the rows of the parameter table.
+def write_parameters(
+    workdir: PathLike,
+    rows: Sequence[Mapping[str, Any]],
+    activations: Sequence[Mapping[str, Any]] = (),
+) -> None:
+    """Writes `parameters.json`, the rows of the parameter table, and `activations.json`.
 
     Args:
         workdir: the run folder.
         rows: each {"path", "shape", "dtype", "axes", "sharding", "bytes"}; axes are the logical
             axis names, one per dimension.
+        activations: each {"axes", "shape", "dtype", "before", "sharding", "bytes"}; without any,
+            there is no such file.
     """
     storage.write_json(storage.as_path(workdir) / PARAMETERS, list(rows))
+    if activations:
+        storage.write_json(storage.as_path(workdir) / ACTIVATIONS, list(activations))
 
 
 def read_metrics(workdir: PathLike) -> list[records.Record]:

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from lamina.platform.reporting import curves, folder, formats, page, records, storage
+from lamina.platform.reporting import curves, folder, formats, page, records, storage, tables
 from lamina.platform.reporting.charts import Line, Scatter, chart, scatter
 from lamina.platform.reporting.storage import PathLike
 
@@ -32,6 +32,28 @@ def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any
     if program == "shootout" and isinstance(result.get("panels"), Sequence):
         return [_stored(panel) for panel in result["panels"]]
     return []
+
+
+def activations(workdir: PathLike) -> list[Panel]:
+    """Returns the table of activations of a run that had several devices.
+
+    Args:
+        workdir: the run folder.
+    """
+    rows = storage.read_json(storage.as_path(workdir) / folder.ACTIVATIONS, [])
+    table = tables.activation_table([row for row in rows if isinstance(row, Mapping)])
+    if not table.rows:
+        return []
+    return [
+        {
+            "title": "Activations",
+            "heads": [head.lstrip(">") for head in table.columns],
+            "rows": table.rows,
+            "charts": [],
+            "note": "Along a mesh axis an activation is split (S, with the dimension), the same "
+            "everywhere (B), or a sum that is still to be taken (P). Sizes are of one device.",
+        }
+    ]
 
 
 def _sweep(workdir: PathLike, result: Mapping[str, Any]) -> list[Panel]:

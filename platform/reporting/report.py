@@ -87,6 +87,7 @@ def build(workdir: PathLike) -> str:
         bands=len(seeds) > 1 and bool(drawn),
         matrix=page.matrix(known.get("accuracy")),
         panels=panels.build(workdir, config, known),
+        activations=panels.activations(workdir),
         speed=speed(known),
         phases=_phases(known.get("phases")),
         samples=samples,

@@ -75,12 +75,12 @@ def activation_table(rows: Sequence[Mapping[str, Any]]) -> Table:
     """
     cells = [
         (
-            ", ".join(axis or "-" for axis in row["axes"]),
-            page.shape(row["shape"]),
-            row["dtype"],
-            row["before"],
-            row["sharding"],
-            formats.size(row["bytes"]),
+            ", ".join(str(axis) or "-" for axis in row.get("axes") or ()),
+            page.shape(row.get("shape")),
+            str(row.get("dtype", "")),
+            str(row.get("before", "")),
+            str(row.get("sharding", "")),
+            formats.size(row.get("bytes") or 0),
         )
         for row in rows
     ]

@@ -47,6 +47,8 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         yield (
             f"accumulation = {c.accumulation} should divide data.batch_size = {c.data.batch_size}"
         )
+    if not 0 <= c.data.balance_length < math.inf:
+        yield f"data.balance_length = {c.data.balance_length} should be 0 or more"
     if not 0 <= c.ema.decay < 1:
         yield f"ema.decay = {c.ema.decay} should lie in [0, 1)"
     if not 0 <= c.optimizer.learning_rate < math.inf:

@@ -15,6 +15,7 @@ from lamina.models.functional import FunctionalModel, functional
 from lamina.models.spec import DataSpec
 from lamina.models.table import MODELS
 from lamina.platform import config as configs
+from lamina.platform.data import balancing
 from lamina.platform.data import feed as feeds
 from lamina.platform.data.augmentations import AUGMENTATIONS
 from lamina.platform.data.dataset import Dataset
@@ -189,6 +190,16 @@ def assemble(
         raise UserError(str(error)) from error
 
 
+def _balanced(c: FrozenConfigDict, dataset: Dataset, ranks: int) -> Dataset:
+    """Returns the data set with training rows whose order gives devices equal work."""
+    if c.program == "incremental":
+        raise UserError("data.balance_length: a stream has an order of its own; leave it at 0")
+    train = balancing.BalancedRows(
+        dataset.splits["train"], c.data.batch_size, ranks, c.accumulation, c.data.balance_length
+    )
+    return dataset._replace(splits={**dataset.splits, "train": train})
+
+
 def _assemble(
     c: FrozenConfigDict,
     trust: Sequence[str],
@@ -205,6 +216,8 @@ def _assemble(
             f"({meshes.describe(mesh)}) splits a batch in "
             f"{meshes.batch_parallelism(mesh)}, accumulation in {c.accumulation}"
         )
+    if c.data.balance_length:
+        dataset = _balanced(c, dataset, meshes.batch_parallelism(mesh))
     spec = dataset.spec
     model, task, trained = build_model(c, trust, spec)
     train = dataset.splits["train"]

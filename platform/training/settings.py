@@ -70,6 +70,10 @@ class Data(NamedTuple):
         placement: "device" keeps the training split on the devices, "grain" reads it with workers,
             "auto" decides by its size. Both give the same batches.
         workers: processes that read ahead with "grain"; 0 reads in a thread.
+        balance_length: above 0, the packed rows of a batch go to the devices by the cost of their
+            attention instead of in their order. It is the length of a document at which attention
+            costs as much as all else: 12 times the width of a transformer. For attention kernels
+            that skip what a document doesn't see.
         stand_in: a `data` block (with its own `name`) of random data of the same shapes: what
             `lamina check` takes where the data set isn't on this machine.
     """
@@ -81,6 +85,7 @@ class Data(NamedTuple):
     augmentation_options: Mapping[str, Any] = _EMPTY
     placement: Literal["auto", "device", "grain"] = "auto"
     workers: int = 0
+    balance_length: float = 0.0
     stand_in: Mapping[str, Any] = _EMPTY
 
 

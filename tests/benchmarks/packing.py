@@ -2,16 +2,16 @@
 
     python tests/benchmarks/packing.py
 
-A step lasts as long as its slowest data rank. Costs are those of `packing.row_costs` for a model of
-the given width; padding costs what tokens cost in the padded batches, where each document has a
-row of its own, and nothing elsewhere.
+A step lasts as long as its slowest data rank. Costs are those of `balancing.row_costs` for a
+model of the given width; padding costs what tokens cost in the padded batches, where each document
+has a row of its own, and nothing elsewhere.
 """
 
 import argparse
 
 import numpy as np
 
-from lamina.platform.data import packing
+from lamina.platform.data import balancing, packing
 
 
 def main() -> None:
@@ -44,9 +44,9 @@ def main() -> None:
             batches = [slice(i, i + size) for i in range(0, len(costs) - size + 1, size)]
             if not batches:
                 continue
-            counted = sum(packing.step_time(costs[b], ranks) for b in batches)
+            counted = sum(balancing.step_time(costs[b], ranks) for b in batches)
             even = sum(
-                packing.step_time(costs[b][packing.balance(costs[b], ranks)], ranks)
+                balancing.step_time(costs[b][balancing.balance(costs[b], ranks)], ranks)
                 for b in batches
             )
             bound = sum(costs[b].sum() / ranks for b in batches)

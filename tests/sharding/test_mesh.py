@@ -54,6 +54,15 @@ def test_sizes_that_do_not_fit_are_refused(sizes, part):
         meshes.create(jax.devices(), **sizes)
 
 
+def test_an_axis_may_stand_for_the_slices_whatever_their_number():
+    shape = lambda devices: dict(meshes.create(devices, data=-1, fsdp=-1, dcn={"data": -1}).shape)
+    one, two = shape(pod(1)), shape(pod(2))
+    assert (one["data"], one["fsdp"]) == (1, 16)
+    assert (two["data"], two["fsdp"]) == (2, 16)
+    here = shape(jax.devices())
+    assert (here["data"], here["fsdp"]) == (1, 8)
+
+
 def test_devices_without_a_slice_are_cut_in_their_order():
     mesh = meshes.create(jax.devices(), data=4, tensor=2, dcn={"data": 2})
     assert ids(mesh, 4, 2) == [[0, 1], [2, 3], [4, 5], [6, 7]]
@@ -95,6 +104,7 @@ def pod(slices):
         ({"data": 1, "fsdp": -1}, ("fsdp", 2)),
         ({"data": 2, "fsdp": 2, "tensor": -1}, ("data", 2)),
         ({"data": 1, "fsdp": 2, "tensor": 16, "dcn": {"fsdp": -1}}, ("fsdp", 2)),
+        ({"data": -1, "fsdp": -1, "dcn": {"data": -1}}, ("data", 2)),
     ],
 )
 def test_slices_stand_along_the_outer_axis(sizes, outer):

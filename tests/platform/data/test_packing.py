@@ -3,7 +3,6 @@
 import jax
 import jax.numpy as jnp
 import numpy as np
-import pytest
 from flax import nnx
 
 from lamina.models.spec import DataSpec
@@ -49,27 +48,3 @@ def test_the_packed_loss_is_the_unpacked_loss():
     whole = packing.pack(documents(), CONTEXT, separator=0)
     alone = [packing.pack([document], CONTEXT, separator=0) for document in documents()]
     np.testing.assert_allclose(losses(whole), sum(losses(batch) for batch in alone), rtol=1e-5)
-
-
-def test_costs_are_those_of_the_documents():
-    segments = np.array([[1, 1, 1, 2, 0], [1, 1, 1, 1, 1]])
-    np.testing.assert_array_equal(
-        packing.row_costs(segments, linear=10.0), [30 + 9 + 10 + 1, 50 + 25]
-    )
-
-
-@pytest.mark.parametrize("ranks", [1, 2, 4, 8])
-def test_ranks_get_equal_counts_and_nearly_equal_work(ranks):
-    costs = np.random.default_rng(ranks).lognormal(0, 1.5, 64)
-    chosen = packing.balance(costs, ranks)
-    assert sorted(chosen) == list(range(64))
-    np.testing.assert_array_equal(chosen, packing.balance(costs, ranks))
-    balanced = packing.step_time(costs[chosen], ranks)
-    assert balanced <= packing.step_time(costs, ranks)
-    # Graham's bound, plus a row for the equal counts.
-    assert balanced <= costs.sum() / ranks + 2 * costs.max()
-
-
-def test_rows_that_cannot_be_split_evenly_are_refused():
-    with pytest.raises(ValueError, match="7 rows can't be split evenly over 2 ranks"):
-        packing.balance([1.0] * 7, 2)

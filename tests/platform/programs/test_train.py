@@ -86,6 +86,19 @@ def test_eight_devices_give_the_losses_of_one(train, digits, rules):
     )
 
 
+def test_packed_documents_balanced_over_devices_give_the_losses_of_one(train, digits, tmp_path):
+    rng = np.random.default_rng(0)
+    for number, length in enumerate(np.clip(rng.lognormal(3, 1, 200), 1, 60).astype(int)):
+        (tmp_path / f"{number:03d}.txt").write_text("ab cd, "[: 1 + number % 7] * length)
+    text = {"name": "text", "path": str(tmp_path), "context": 64, "packed": True, "batch_size": 16}
+    model = {"name": "transformer", "depth": 1, "embed": 16, "heads": 2, "mlp": 32}
+    config = digits(steps=10, data=text, model=model, task={"name": "language_modeling"})
+    one = train(config, "one")
+    config.data.balance_length = 12.0 * 16
+    eight = train(config, "eight", devices=8)
+    np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-5)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
 def test_seeds_split_over_devices_give_the_losses_of_unrolled_ones(train, digits, optimizer):
     own = {"seeds": (0, 1), "optimizer": {"name": optimizer, "learning_rate": 1e-3}}

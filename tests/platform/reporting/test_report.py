@@ -113,7 +113,9 @@ def test_hostile_strings_stay_text_everywhere(tmp_path, make):
     (run / folder.METRICS).write_bytes(records.lines(entries))
     storage.write_json(run / folder.STATUS, {"state": HOSTILE, "message": HOSTILE})
     folder.write_result(run, {"final": records.summarise(entries), HOSTILE: HOSTILE, "x": HOSTILE})
-    folder.write_parameters(run, [{"path": HOSTILE, "shape": [1], "axes": [HOSTILE]}])
+    activation = {"axes": [HOSTILE], "shape": [1], "sharding": HOSTILE}
+    parameter = {"path": HOSTILE, "shape": [1], "axes": [HOSTILE]}
+    folder.write_parameters(run, [parameter], [activation])
     folder.write_samples(
         run, [{"title": HOSTILE, "text": HOSTILE}, {"title": "i", "png_base64": HOSTILE}]
     )
@@ -133,6 +135,24 @@ def test_a_corrupt_file_is_named(finished_run):
     (finished_run / folder.PARAMETERS).write_text("[")
     with pytest.raises(UserError, match=folder.PARAMETERS):
         report.render(finished_run)
+
+
+def test_a_report_shows_where_activations_lie_if_there_are_several_devices(tmp_path):
+    row = {
+        "axes": ["batch", "", "heads"],
+        "shape": [1648],
+        "dtype": "bfloat16",
+        "before": "tensor P",
+        "sharding": "data S(0), tensor B",
+        "bytes": 4096,
+    }
+    folder.write_parameters(tmp_path, [], [row])
+    text = report.build(tmp_path)
+    assert "<h2>Activations</h2>" in text
+    for part in ("batch, -, heads", "1648", "bfloat16", "tensor P", "tensor B", "4 KiB"):
+        assert part in text
+    folder.write_parameters(tmp_path / "one", [])
+    assert "Activations" not in report.build(tmp_path / "one")
 
 
 def test_a_report_stays_small_however_much_there_is_to_show(tmp_path):
