@@ -86,11 +86,14 @@ def test_eight_devices_give_the_losses_of_one(train, digits, rules):
     )
 
 
+@pytest.mark.slow
 def test_packed_documents_balanced_over_devices_give_the_losses_of_one(train, digits, tmp_path):
+    folder = tmp_path / "text"
+    folder.mkdir()
     rng = np.random.default_rng(0)
     for number, length in enumerate(np.clip(rng.lognormal(3, 1, 200), 1, 60).astype(int)):
-        (tmp_path / f"{number:03d}.txt").write_text("ab cd, "[: 1 + number % 7] * length)
-    text = {"name": "text", "path": str(tmp_path), "context": 64, "packed": True, "batch_size": 16}
+        (folder / f"{number:03d}.txt").write_text("ab cd, "[: 1 + number % 7] * length)
+    text = {"name": "text", "path": str(folder), "context": 64, "packed": True, "batch_size": 16}
     model = {"name": "transformer", "depth": 1, "embed": 16, "heads": 2, "mlp": 32}
     config = digits(steps=10, data=text, model=model, task={"name": "language_modeling"})
     one = train(config, "one")
