@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamina.platform.config import EVERYONE, Kind, NoSettings, Schema, build, resolve
-from lamina.platform.merging import averages, sparse, spectral
+from lamina.platform.merging import averages, rebasin, sparse, spectral
 from lamina.platform.merging.method import Method
 
 if TYPE_CHECKING:
@@ -22,8 +22,10 @@ MERGERS: Mapping[str, Callable[..., Any]] = {
     "task_arithmetic": averages.task_arithmetic,
     "ties": sparse.ties,
     "ties_per_tensor": sparse.ties_per_tensor,
+    "weight_matching": rebasin.weight_matching,
 }
-"""Name to factory: its keyword-only parameters are the method's keys, and it returns a `Method`."""
+"""Name to factory: its keyword-only parameters are the method's keys, and it returns a `Method`,
+or a `Merger` where tensors can't be merged one by one."""
 
 _KEY = "merge"
 _SCHEMA = Schema(NoSettings, {}, {_KEY: Kind(MERGERS)})
