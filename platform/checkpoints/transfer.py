@@ -161,9 +161,7 @@ def _mismatch(name: str, leaf: Any, source: dict[str, Any]) -> str:
 def _placed(value: Any, leaf: jax.Array) -> jax.Array:
     """Puts a value (an array, or one that is read when indexed) where the leaf lies."""
     if isinstance(value, jax.Array):
-        if not value.is_fully_addressable:
-            return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
-        value = np.asarray(value)
+        return jax.device_put(value.astype(leaf.dtype), leaf.sharding)
     return jax.make_array_from_callback(
         tuple(value.shape),
         leaf.sharding,

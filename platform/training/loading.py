@@ -12,6 +12,7 @@ from ml_collections import FrozenConfigDict
 from lamina.models.functional import FunctionalModel
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import layouts, names, transfer, weights
+from lamina.platform.checkpoints.manifest import ArrayRecord
 from lamina.platform.errors import UserError
 from lamina.platform.training import foreign, trained
 from lamina.platform.training.experiment import Experiment
@@ -89,7 +90,8 @@ def _read(
         if elsewhere:
             params: Any = _weights(config, model, source)
         else:
-            found = trained.read(source, trust=_trusted_in_source(config, trust))
+            allowed = _trusted_in_source(config, trust)
+            found = trained.read(source, trust=allowed, shardings=_spread(sharding))
             params, state = found.params, names.flatten(found.model_state)
         done = transfer.transfer(
             params,
@@ -111,6 +113,27 @@ def _read(
         if path in state and state[path].shape == leaf.shape and state[path].dtype == leaf.dtype
     }
     return done.report(), loaded, fitting
+
+
+def _spread(
+    sharding: Sharding | Mapping[str, NamedSharding],
+) -> Callable[[str, ArrayRecord], Sharding | None] | None:
+    """Returns how a source is read: split over all devices, wherever its arrays go from there.
+
+    No device and no process holds more than its share of a source, whose arrays may have other
+    names and other shapes than this model's.
+    """
+    if not isinstance(sharding, Mapping) or not sharding:
+        return None
+    mesh = next(iter(sharding.values())).mesh
+
+    def place(name: str, record: ArrayRecord) -> Sharding:
+        del name
+        sizes = [n if n % mesh.size == 0 else 0 for n in record.shape]
+        split = sizes.index(max(sizes)) if any(sizes) else len(sizes)
+        return NamedSharding(mesh, P(*[None] * split, *([mesh.axis_names] if any(sizes) else ())))
+
+    return place
 
 
 def _weights(config: FrozenConfigDict, model: FunctionalModel, source: str) -> Mapping[str, Any]:

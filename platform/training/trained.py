@@ -3,17 +3,19 @@
 import json
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Sharding
 from ml_collections import FrozenConfigDict
 
 from lamina.models.functional import FunctionalModel
 from lamina.models.spec import DataSpec
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import names, restoring
+from lamina.platform.checkpoints.manifest import ArrayRecord
 from lamina.platform.checkpoints.restoring import Restored
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import weights
@@ -57,6 +59,7 @@ def read(
     seed: int | None = None,
     step: int | None = None,
     trust: Sequence[str] = (),
+    shardings: Callable[[str, ArrayRecord], Sharding | None] | None = None,
 ) -> Trained:
     """Reads the weights of a run's newest good checkpoint.
 
@@ -65,6 +68,8 @@ def read(
         seed: the value of a seed of the run; default: its first.
         step: which checkpoint; default: the newest that verifies.
         trust: packages whose factories the run's config may name.
+        shardings: where a stored array goes, from its name and record, as for
+            `restoring.restore_subtree`; default: the default device.
 
     Raises:
         UserError: there is no such run, checkpoint or seed, or it is damaged.
@@ -84,9 +89,8 @@ def read(
     chosen = config.seeds[0] if seed is None else seed
     root = os.fspath(added.find(root, chosen) or root)
     checkpoints = os.path.join(root, folder.CHECKPOINTS)
-    found = restoring.restore_subtree(
-        checkpoints, ("params", "frozen?", "model_state?", "ema?"), step=step
-    )
+    parts = ("params", "frozen?", "model_state?", "ema?")
+    found = restoring.restore_subtree(checkpoints, parts, step=step, shardings=shardings)
     spec = _spec(found, root)
     model, task, parameters = experiment.build_model(config, trust, spec)
     saved_seeds = list(found.extra.get("seeds", config.seeds))
@@ -98,7 +102,9 @@ def read(
     abstract = jax.eval_shape(optimizer.init, trained)
     if weights.keeps_average(abstract) and not one.get("ema"):
         index = saved_seeds.index(chosen)
-        state = restoring.restore_subtree(checkpoints, "optimizer_state", step=found.step).state
+        state = restoring.restore_subtree(
+            checkpoints, "optimizer_state", step=found.step, shardings=shardings
+        ).state
         state = seeds.take(state["optimizer_state"], len(saved_seeds), index)
         state = names.unflatten(jax.tree.map(jnp.asarray, names.flatten(state)), abstract)
         trained = weights.eval_params(config.optimizer.name, state, trained)

@@ -8,6 +8,7 @@ import psutil
 import pytest
 
 from lamina.platform.checkpoints import names, restoring
+from lamina.platform.training import trained
 
 
 def losses(result, split="train", name="loss"):
@@ -236,6 +237,32 @@ def test_init_from_takes_a_part_under_other_names(train, digits):
     old, taken = arrays(base), arrays(new)
     np.testing.assert_array_equal(taken["params/layers/0/kernel"], old["params/layers/0/kernel"])
     assert not np.array_equal(taken["params/head/kernel"], old["params/head/kernel"])
+
+
+def test_init_from_reads_its_source_split_over_all_devices(train, digits, monkeypatch):
+    source = train(digits(steps=5, seeds=(3, 4), ema__decay=0.9), "source")
+    seen = []
+
+    def read(*args, **kwargs):
+        found = trained_of(*args, **kwargs)
+        seen.append(jax.tree.leaves(found.params))
+        return found
+
+    trained_of = trained.read
+    monkeypatch.setattr(trained, "read", read)
+    config = digits(steps=5, init_from=str(source.workdir), mesh__data=2, mesh__fsdp=4)
+    config.optimizer = {"name": "sgd", "learning_rate": 0.0}
+    config.sharding = {"rules": "fsdp"}
+    result = train(config, "next", devices=8)
+    split = [leaf for leaf in seen[0] if any(n % 8 == 0 for n in leaf.shape)]
+    assert len(split) >= 5
+    for leaf in split:
+        assert leaf.addressable_shards[0].data.size * 8 == leaf.size
+    averages = {name: array[0] for name, array in arrays(source, "ema").items()}
+    assert_same_arrays(
+        {name.removeprefix("ema/"): array for name, array in averages.items()},
+        {name.removeprefix("params/"): array for name, array in arrays(result).items()},
+    )
 
 
 def test_training_stops_early_when_the_metric_stalls(train, digits):
