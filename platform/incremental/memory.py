@@ -18,7 +18,7 @@ import jax.numpy as jnp
 from lamina.platform.errors import UserError
 from lamina.platform.training.learners import Draw, Memory, Moment, Own, Space
 
-Policy = Literal["reservoir", "balanced", "task"]
+Policy = Literal["reservoir", "balanced", "task", "given"]
 EMPTY = 2.0
 """Priority of an empty slot, above all others."""
 
@@ -37,7 +37,8 @@ def create(
     Args:
         slots: rows that it holds; with `per_task` at most (and as many experiences as it is then).
         policy: "reservoir" keeps a uniform sample of all rows, "balanced" equal numbers of each
-            class seen so far, "task" equal numbers of each experience.
+            class seen so far, "task" equal numbers of each experience; "given" is "balanced" by
+            the priorities that a learner gives at the end of an experience.
         draws: what the step draws.
         stores: what is kept besides inputs and labels.
         past_only: whether only rows of earlier experiences are drawn.
@@ -60,15 +61,24 @@ def create(
             "task": jnp.full(count, -1, jnp.int32),
         }
 
-    def insert(memory: Own, rows: Mapping[str, jax.Array], there: jax.Array, moment: Moment) -> Own:
+    def insert(
+        memory: Own,
+        rows: Mapping[str, jax.Array],
+        there: jax.Array,
+        moment: Moment,
+        priority: jax.Array | None = None,
+    ) -> Own:
         count, new = len(memory["priority"]), len(there)
-        priority = jax.random.uniform(moment.key, (new,))
+        if priority is None:
+            if policy == "given":
+                return memory
+            priority = jax.random.uniform(moment.key, (new,))
         priority = jnp.concatenate([memory["priority"], jnp.where(there, priority, EMPTY)])
         task = jnp.concatenate(
             [memory["task"], jnp.broadcast_to(moment.experience, (new,)).astype(jnp.int32)]
         )
         labels = jnp.concatenate([memory["rows"]["labels"], rows["labels"]])
-        group = {"reservoir": jnp.zeros_like(task), "balanced": labels, "task": task}[policy]
+        group = {"reservoir": jnp.zeros_like(task), "task": task}.get(policy, labels)
         kept = keep(priority, group, count, per_task)
         slot_of_row = places(kept[:count], kept[count:])
         put = lambda old, values: old.at[slot_of_row].set(

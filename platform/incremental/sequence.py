@@ -17,6 +17,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamina.platform.data.feed import normalise
+from lamina.platform.incremental import memory as memories
 from lamina.platform.incremental import transforms
 from lamina.platform.incremental.stream import Stream
 from lamina.platform.training import evaluation_step, learners, step
@@ -247,7 +248,12 @@ def close(
         )
         carry = sweep.start(learners.own_of(state), state.params, learners.moment_of(state))
         carry = jax.lax.fori_loop(steps[0], last, body, carry)
-        state = sweep_done(plan.recipe, carry, state)
+        state, priority = sweep_done(plan.recipe, carry, state)
+        if priority is not None:
+            give = lambda i, state: given(
+                plan.recipe, state, select(plan, examples, tables, i), i - steps[0], priority
+            )
+            state = jax.lax.fori_loop(steps[0], last, give, state)
     return end(plan.recipe, state)
 
 
@@ -265,17 +271,48 @@ def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, i: jax.Arra
     return recipe.learner.sweep.add(carry, own, state.params, mixed, forward, moment)
 
 
-def sweep_done(recipe: Recipe, carry: Any, state: TrainState) -> TrainState:
-    """Returns the state after the learner's sweep."""
-    assert recipe.learner.sweep is not None
-    moment = learners.moment_of(state)
-    own = recipe.learner.sweep.finish(carry, learners.own_of(state), state.params, moment)
-    return learners.with_own(state, own)
+def sweep_done(
+    recipe: Recipe, carry: Any, state: TrainState
+) -> tuple[TrainState, jax.Array | None]:
+    """Returns the state after the learner's sweep, and priorities if the memory gets its rows."""
+    sweep, moment = recipe.learner.sweep, learners.moment_of(state)
+    assert sweep is not None
+    own = sweep.finish(carry, learners.own_of(state), state.params, moment)
+    state = learners.with_own(state, own)
+    priority = sweep.priority(carry, own, state.params, moment) if sweep.priority else None
+    return state, priority
+
+
+def given(
+    recipe: Recipe, state: TrainState, batch: Any, number: jax.Array, priority: jax.Array
+) -> TrainState:
+    """Returns the state whose memory was given a batch of a sweep.
+
+    Args:
+        recipe: the step's functions.
+        state: after the sweep.
+        batch: rows as the data set has them.
+        number: int32 []: of the batch in the sweep.
+        priority: float32: of all rows of the sweep.
+    """
+    assert recipe.learner.memory is not None
+    fresh = batch["fresh"]
+    ranks = jax.lax.dynamic_slice_in_dim(priority, number * len(fresh), len(fresh))
+    arguments = (batch, fresh, learners.moment_of(state), ranks)
+    memory = recipe.learner.memory.insert(learners.memory_of(state), *arguments)
+    return learners.with_memory(state, memory)
 
 
 def end(recipe: Recipe, state: TrainState) -> TrainState:
     """Returns the state after the learner's end of an experience."""
-    own, state = recipe.learner.end(learners.own_of(state), state, learners.moment_of(state))
+    learner, moment = recipe.learner, learners.moment_of(state)
+    if learner.memory is not None:
+        memory = learners.memory_of(state)
+        forward = lambda params, rows: step.forward(recipe, params, state, normalise(rows))
+        there = memory["priority"] < memories.EMPTY
+        arguments = (state.params, memory["rows"], there, forward, moment)
+        state = learners.with_own(state, learner.review(learners.own_of(state), *arguments))
+    own, state = learner.end(learners.own_of(state), state, moment)
     return learners.with_own(state, own)
 
 

@@ -95,6 +95,11 @@ def check_learner(config: Any, learner: Learner, stream: Stream) -> None:
             f"learner {name!r} needs to know where an experience begins, and the stream "
             f"{config.stream.name!r} doesn't tell: use class_incremental, or another learner"
         )
+    if "pretrained" in learner.needs and not config.init_from:
+        raise UserError(
+            f"learner {name!r} needs a model that was trained before: set init_from to a run, a "
+            "checkpoint or a safetensors file"
+        )
     memory = learner.memory
     if memory is not None:
         for draw in memory.draws.values():

@@ -163,6 +163,7 @@ def prepare(
         classes=data.labels.classes,
         tasks=len(streams[0].test_classes),
         points=len(cut.first),
+        rows=int(streams[0].epoch_steps.max()) * streams[0].batch_size,
     )
     batch = sources.example_batch(data, streams[0])
     steps = int(streams[0].steps.sum())

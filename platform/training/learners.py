@@ -37,12 +37,14 @@ class Space(NamedTuple):
         classes: outputs of the model.
         tasks: test tasks.
         points: evaluations after the one before training.
+        rows: most rows, with padding, of an experience's first pass.
     """
 
     experiences: int
     classes: int
     tasks: int
     points: int
+    rows: int
 
 
 class Moment(NamedTuple):
@@ -98,7 +100,8 @@ class Memory(NamedTuple):
     Attributes:
         init: `(space, example rows) -> memory`, from `jax.ShapeDtypeStruct`s of rows. Its "rows"
             are arrays whose first dimension are the slots: they are split over the devices.
-        insert: `(memory, rows, there bool [B], moment) -> memory`.
+        insert: `(memory, rows, there bool [B], moment, priority) -> memory`. At every step the
+            priority is None: the memory draws it, or waits for what a learner gives (float32 [B]).
         draw: `(memory, number of rows, moment) -> (rows, there bool [M])`.
         draws: name to what is drawn at every step.
         stores: what is kept of a row besides inputs and labels: "logits" of the model then.
@@ -107,7 +110,7 @@ class Memory(NamedTuple):
     """
 
     init: Callable[[Space, Mapping[str, Any]], Own]
-    insert: Callable[[Own, Batch, jax.Array, Moment], Own]
+    insert: Callable[[Own, Batch, jax.Array, Moment, jax.Array | None], Own]
     draw: Callable[[Own, int, Moment], tuple[Batch, jax.Array]]
     draws: Mapping[str, Draw]
     stores: tuple[str, ...]
@@ -142,12 +145,15 @@ class Sweep(NamedTuple):
             mode.
         finish: `(carry, own, params, moment) -> own`.
         batches: at most so many of the experience's first batches; 0: all.
+        priority: `(carry, own, params, moment) -> float32 [rows of the pass]`, with which the
+            memory is given all rows of the pass, as they came; None: it isn't.
     """
 
     start: Callable[..., Any]
     add: Callable[..., Any]
     finish: Callable[..., Own]
     batches: int = 0
+    priority: Callable[..., jax.Array] | None = None
 
 
 class Learner(NamedTuple):
@@ -164,13 +170,17 @@ class Learner(NamedTuple):
             over the rows that count: a penalty adds to it, a replacement ignores it.
         gradient: `(gradient, own, params, gradient_of, moment, memory) -> gradient`, where
             `gradient_of(rows)` is that of the task's mean loss on other rows.
-        after: `(own, before, after, gradient, mixed, moment) -> (own, after)`: train states.
+        after: `(own, before, after, gradient, mixed, output, moment) -> (own, after)`: train
+            states, and what the model answered before the step.
         sweep: a pass over the experience's data at its end, or None.
+        review: `(own, params, rows, there bool [N], forward, moment) -> own`, after the sweep:
+            a look at the rows of the memory.
         end: `(own, train state, moment) -> (own, train state)`, after the sweep.
         predict: `(own, output, moment) -> logits [B, C]`, for evaluation.
         memory: what is remembered of earlier data, or None.
         hyper: numeric hyper-parameters: leaves of `own`, under their names.
-        needs: "boundaries" if it must be told where an experience begins.
+        needs: "boundaries" if it must be told where an experience begins, "pretrained" if the
+            model must not start from random parameters.
         arrange: `(stream) -> stream`, on the host: other data for each experience.
     """
 
@@ -181,6 +191,7 @@ class Learner(NamedTuple):
     gradient: Callable[..., Any] = lambda gradient, *rest: gradient
     after: Callable[..., tuple[Own, TrainState]] = lambda own, before, after, *rest: (own, after)
     sweep: Sweep | None = None
+    review: Callable[..., Own] = lambda own, *rest: own
     end: Callable[..., tuple[Own, TrainState]] = lambda own, state, moment: (own, state)
     predict: Callable[..., jax.Array] = lambda own, output, moment: output.logits
     memory: Memory | None = None
@@ -249,6 +260,11 @@ def memory_of(state: TrainState) -> Own:
     return state.learner.get(_MEMORY, {})
 
 
+def with_memory(state: TrainState, memory: Own) -> TrainState:
+    """Returns the train state with another memory."""
+    return dataclasses.replace(state, learner=state.learner | {_MEMORY: memory})
+
+
 def with_own(state: TrainState, own: Own) -> TrainState:
     """Returns the train state with another own state of its learner."""
     return dataclasses.replace(state, learner=state.learner | {_OWN: own})
@@ -312,7 +328,7 @@ def finish_step(
     gradient: Any,
     mixed: Mixed,
     batch: Any,
-    logits: jax.Array | None,
+    output: Output | None,
 ) -> TrainState:
     """Returns the state after a step, with what the learner changes and remembers.
 
@@ -323,20 +339,20 @@ def finish_step(
         gradient: that the optimizer was given.
         mixed: the rows of the step.
         batch: those of the stream as they came, which the memory takes.
-        logits: the model's output for `mixed`, where the memory stores it.
+        output: the model's, for `mixed`; None in plain training.
     """
-    if learner is PLAIN:
+    if output is None:
         return after
     moment = moment_of(before)
     changes = {}
     if learner.memory is not None:
         rows = dict(batch)
-        if logits is not None:
-            rows["logits"] = logits[mixed.groups[STREAM]]
+        if "logits" in learner.memory.stores:
+            rows["logits"] = output.logits[mixed.groups[STREAM]]
         there = batch.get("fresh", mixed.of(STREAM)["there"])
         key = jax.random.fold_in(moment.key, len(learner.memory.draws))
         changes[_MEMORY] = learner.memory.insert(
-            memory_of(before), rows, there, moment._replace(key=key)
+            memory_of(before), rows, there, moment._replace(key=key), None
         )
-    own, after = learner.after(own_of(before), before, after, gradient, mixed, moment)
+    own, after = learner.after(own_of(before), before, after, gradient, mixed, output, moment)
     return dataclasses.replace(after, learner=after.learner | {_OWN: own} | changes)

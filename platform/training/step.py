@@ -177,7 +177,7 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
     raw, mixed = batch, learners.mix(recipe.learner, state, batch)
     mixed = mixed._replace(batch=recipe.augment(augmentation_key, mixed.batch))
     scale = state.loss_scale.scale if recipe.scale_loss else 1.0
-    grads, model_state, metrics, loss, logits = gradient(recipe, state, mixed, model_key, scale)
+    grads, model_state, metrics, loss, output = gradient(recipe, state, mixed, model_key, scale)
 
     def value_fn(trained):
         return _objective(recipe, trained, state, state.model_state, mixed, model_key, 1.0)[0]
@@ -220,7 +220,7 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
         loss_scale=scale_state,
         nonfinite_step=jnp.where(first_bad, state.step, state.nonfinite_step),
     )
-    new = learners.finish_step(recipe.learner, state, new, grads, mixed, raw, logits)
+    new = learners.finish_step(recipe.learner, state, new, grads, mixed, raw, output)
     return (new, grads, updates), metrics
 
 
@@ -233,7 +233,7 @@ def forward(recipe: Recipe, trained: Any, state: TrainState, batch: Batch) -> Ou
 
 
 def _objective(recipe, trained, state, model_state, mixed, key, scale, mean=True):
-    """Returns (loss times `scale`, (model state, metrics, loss, weight, logits)), mean or sum."""
+    """Returns (loss times `scale`, (model state, metrics, loss, weight, output)), mean or sum."""
     learner, batch = recipe.learner, mixed.batch
     params = recipe.parameters.combine(trained, state.frozen)
     arguments, options = recipe.task.inputs(batch)
@@ -249,16 +249,16 @@ def _objective(recipe, trained, state, model_state, mixed, key, scale, mean=True
     other = lambda trained, rows: forward(recipe, trained, state, rows)
     loss = learner.loss(loss, own, trained, mixed, output, moment, other)
     rows, shown = learners.stream_rows(mixed, masked)
-    logits = output.logits if learner.memory and learner.memory.stores else None
-    return loss * scale, (new_model_state, recipe.task.metrics(shown, rows), loss, weight, logits)
+    answer = None if learner is learners.PLAIN else output
+    return loss * scale, (new_model_state, recipe.task.metrics(shown, rows), loss, weight, answer)
 
 
 def gradient(recipe: Recipe, state: TrainState, mixed: Mixed, key: jax.Array, scale):
-    """Returns (gradient of the mean loss, model state, metrics, mean loss, logits if stored)."""
+    """Returns (gradient of the mean loss, model state, metrics, mean loss, a learner's output)."""
     differentiate = jax.value_and_grad(_objective, argnums=1, has_aux=True)
     parts = recipe.accumulation
     if parts == 1:
-        (_, (model_state, metrics, loss, _, logits)), grads = differentiate(
+        (_, (model_state, metrics, loss, _, output)), grads = differentiate(
             recipe, state.params, state, state.model_state, mixed, key, scale
         )
         grads = _unscaled(grads, scale)
@@ -273,7 +273,7 @@ def gradient(recipe: Recipe, state: TrainState, mixed: Mixed, key: jax.Array, sc
 
             memory = learners.memory_of(state)
             grads = recipe.learner.gradient(grads, own, state.params, gradient_of, moment, memory)
-        return grads, model_state, metrics, loss, logits
+        return grads, model_state, metrics, loss, output
 
     # Part i takes the rows i, i + parts, ...: each stays on the device that has it.
     cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)

@@ -65,12 +65,19 @@ def chain(**links: Learner) -> Learner:
             gradient = link.gradient(gradient, own[name], params, of, at(name, moment), memory)
         return gradient
 
-    def after(own: Own, before: Any, after: Any, gradient: Any, mixed: Mixed, moment: Moment):
+    def after(own: Own, before: Any, after: Any, gradient: Any, mixed: Mixed, output, moment):
         own = dict(own)
         for name, link in links.items():
             mine, now = rows_of(name, mixed), at(name, moment)
-            own[name], after = link.after(own[name], before, after, gradient, mine, now)
+            own[name], after = link.after(own[name], before, after, gradient, mine, output, now)
         return own, after
+
+    def review(own: Own, params: Any, rows: Any, there: Any, forward: Any, moment: Moment) -> Own:
+        looked = {
+            name: link.review(own[name], params, rows, there, forward, at(name, moment))
+            for name, link in links.items()
+        }
+        return own | looked
 
     places = {name: place for place, name in enumerate(links)}
 
@@ -96,6 +103,7 @@ def chain(**links: Learner) -> Learner:
         gradient=gradient,
         after=after,
         sweep=_sweeps({name: link.sweep for name, link in links.items() if link.sweep}),
+        review=review,
         end=fold_states("end"),
         predict=predict if predicting else plain,
         memory=_memory({name: link.memory for name, link in links.items() if link.memory}),
@@ -130,8 +138,16 @@ def _sweeps(sweeps: dict[str, Sweep]) -> Sweep | None:
         done = {name: sweep.finish(carry[name], own[name], *rest) for name, sweep in sweeps.items()}
         return own | done
 
+    giving = [name for name, sweep in sweeps.items() if sweep.priority is not None]
+
+    def priority(carry: dict[str, Any], own: Own, *rest: Any) -> jax.Array:
+        given = sweeps[giving[-1]].priority
+        assert given is not None
+        return given(carry[giving[-1]], own[giving[-1]], *rest)
+
     limits = [sweep.batches for sweep in sweeps.values()]
-    return Sweep(start, add, finish, 0 if 0 in limits else max(limits))
+    batches = 0 if 0 in limits else max(limits)
+    return Sweep(start, add, finish, batches, priority if giving else None)
 
 
 def _memory(memories: dict[str, Memory]) -> Memory | None:

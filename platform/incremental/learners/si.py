@@ -30,8 +30,8 @@ def si(*, strength: float = 0.1, damping: float = 0.1) -> Learner:
         del mixed, output, moment, forward
         return loss + own["strength"] * penalty.quadratic(own["importance"], own["anchor"], params)
 
-    def after(own: Own, before: Any, after: Any, gradient: Any, mixed: Mixed, moment: Moment):
-        del mixed, moment
+    def after(own: Own, before: Any, after: Any, gradient: Any, *rest: Any):
+        del rest
         # The penalty's own gradient is known: taking it off leaves that of the rest of the loss.
         path = jax.tree.map(
             lambda w, g, f, m, old, new: (

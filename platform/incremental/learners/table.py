@@ -13,9 +13,12 @@ from lamina.platform.incremental.learners.er import er
 from lamina.platform.incremental.learners.ewc import ewc
 from lamina.platform.incremental.learners.finetune import finetune
 from lamina.platform.incremental.learners.gem import gem
+from lamina.platform.incremental.learners.icarl import icarl
 from lamina.platform.incremental.learners.joint import joint
 from lamina.platform.incremental.learners.lwf import lwf
+from lamina.platform.incremental.learners.merges import ema_merge, task_arithmetic
 from lamina.platform.incremental.learners.si import si
+from lamina.platform.incremental.learners.slda import slda
 from lamina.platform.training.learners import Learner
 
 
@@ -41,13 +44,17 @@ LEARNERS: Mapping[str, Callable[..., Learner]] = {
     "cumulative": cumulative,
     "der": der,
     "derpp": derpp,
+    "ema_merge": ema_merge,
     "er": er,
     "ewc": ewc,
     "finetune": finetune,
     "gem": gem,
+    "icarl": icarl,
     "joint": joint,
     "lwf": lwf,
     "si": si,
+    "slda": slda,
+    "task_arithmetic": task_arithmetic,
 }
 """The explicit table of learners."""
 

@@ -1,7 +1,9 @@
-"""Learners against their formulas, written out in numpy."""
+"""Learners against their formulas, written out in numpy, both in float64."""
 
 import itertools
+import json
 import types
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,11 +15,13 @@ from lamina.platform.errors import UserError
 from lamina.platform.incremental.learners import LEARNERS, agem, chain, create, ewc, gem, lwf
 from lamina.platform.training.learners import Mixed, Moment, Setup, Space
 
-SPACE = Space(experiences=3, classes=4, tasks=3, points=3)
+pytestmark = pytest.mark.usefixtures("x64")
+
+SPACE = Space(experiences=3, classes=4, tasks=3, points=3, rows=12)
 RNG = np.random.default_rng(0)
-X, W = RNG.normal(size=(6, 3)).astype(np.float32), RNG.normal(size=(3, 4)).astype(np.float32)
+X, W = RNG.normal(size=(6, 3)), RNG.normal(size=(3, 4))
 LABELS = np.array([0, 1, 2, 3, 0, 1])
-PARAMS = {"kernel": jnp.asarray(W)}
+PARAMS = {"kernel": W}
 
 
 def forward(params, batch):
@@ -38,7 +42,7 @@ def mixed(groups=None, **arrays):
 def state_of(learner):
     batch = jax.eval_shape(lambda: mixed().batch)
     own = learner.init(Setup(PARAMS, forward, batch, SPACE, jax.random.key(0)))
-    return own | {name: jnp.float32(value) for name, value in learner.hyper.items()}
+    return own | {name: jnp.asarray(value) for name, value in learner.hyper.items()}
 
 
 def softmax(z):
@@ -52,18 +56,18 @@ def test_ewc_penalty_of_two_experiences_is_the_sum_of_both():
     for _ in range(2):
         anchor, fisher = RNG.normal(size=(3, 4)), RNG.uniform(0, 2, size=(3, 4))
         fisher[0, 0] = 0.0
-        new = ({"kernel": jnp.asarray(fisher, jnp.float32)}, {"kernel": jnp.asarray(anchor)})
+        new = ({"kernel": jnp.asarray(fisher)}, {"kernel": jnp.asarray(anchor)})
         own |= ewc.joined(own, *new)
         anchors, fishers = [*anchors, anchor], [*fishers, fisher]
 
     def value(params):
-        return learner.loss(jnp.float32(0), own, params, mixed(), None, moment(), forward)
+        return learner.loss(jnp.zeros(()), own, params, mixed(), None, moment(), forward)
 
     terms = zip(fishers, anchors, strict=True)
     expected = 1.5 * sum((f * (W - a) ** 2).sum() for f, a in terms)
-    np.testing.assert_allclose(value(PARAMS), expected, rtol=1e-5)
+    np.testing.assert_allclose(value(PARAMS), expected, rtol=1e-10)
     gradient = 3.0 * sum(f * (W - a) for f, a in zip(fishers, anchors, strict=True))
-    np.testing.assert_allclose(jax.grad(value)(PARAMS)["kernel"], gradient, rtol=1e-4, atol=1e-4)
+    np.testing.assert_allclose(jax.grad(value)(PARAMS)["kernel"], gradient, rtol=1e-10)
 
 
 @pytest.mark.parametrize("fisher", ["empirical", "predicted", "batch"])
@@ -75,7 +79,7 @@ def test_fisher_information_of_a_linear_model(fisher):
     expected = each.mean(0) ** 2 if fisher == "batch" else (each**2).sum(0)
     key = jax.random.key(0)
     squares, count = ewc.squared_gradients(fisher, PARAMS, mixed().batch, forward, key)
-    np.testing.assert_allclose(squares["kernel"], expected, rtol=2e-5, atol=1e-7)
+    np.testing.assert_allclose(squares["kernel"], expected, rtol=1e-10)
     assert count == (1 if fisher == "batch" else 6)
 
 
@@ -97,24 +101,24 @@ def test_the_sampled_fisher_is_right_on_average_and_padding_counts_nothing():
 def test_lwf_distils_over_the_old_classes_at_its_temperature():
     learner = create("lwf", alpha=0.5, temperature=3.0)
     own = state_of(learner)
-    teacher = RNG.normal(size=(3, 4)).astype(np.float32)
+    teacher = RNG.normal(size=(3, 4))
     own |= {
         "teacher": {"kernel": jnp.asarray(teacher)},
         "old": jnp.asarray([True, True, True, False]),
     }
     output = forward(PARAMS, mixed().batch)
-    loss = learner.loss(jnp.float32(2.0), own, PARAMS, mixed(), output, moment(), forward)
+    loss = learner.loss(jnp.asarray(2.0), own, PARAMS, mixed(), output, moment(), forward)
     target, log_p = softmax((X @ teacher)[:, :3] / 3), np.log(softmax((X @ W)[:, :3] / 3))
-    np.testing.assert_allclose(loss, 2.0 + 0.5 * 9 * -(target * log_p).sum(-1).mean(), rtol=1e-5)
+    np.testing.assert_allclose(loss, 2.0 + 0.5 * 9 * -(target * log_p).sum(-1).mean(), rtol=1e-10)
 
 
 def test_lwf_pulls_nowhere_at_the_teacher_and_is_silent_in_the_first_experience():
     z = jnp.asarray(X @ W)
     old = jnp.asarray([True, True, False, False])
-    pull = jax.grad(lambda s: lwf.distillation(z, s, old, jnp.float32(2.0)).sum())(z)
-    np.testing.assert_allclose(pull, 0, atol=1e-6)
+    pull = jax.grad(lambda s: lwf.distillation(z, s, old, jnp.asarray(2.0)).sum())(z)
+    np.testing.assert_allclose(pull, 0, atol=1e-12)
     none = jnp.zeros(4, bool)
-    assert not lwf.distillation(z, 2 * z, none, jnp.float32(2.0)).any()
+    assert not lwf.distillation(z, 2 * z, none, jnp.asarray(2.0)).any()
 
 
 def test_si_paths_add_up_to_the_fall_of_a_quadratic_loss():
@@ -127,20 +131,20 @@ def test_si_paths_add_up_to_the_fall_of_a_quadratic_loss():
         new = {"kernel": params["kernel"] - rate * gradient["kernel"]}
         before = types.SimpleNamespace(params=params)
         after = types.SimpleNamespace(params=new)
-        own, _ = learner.after(own, before, after, gradient, mixed(), moment())
+        own, _ = learner.after(own, before, after, gradient, mixed(), None, moment())
         params = new
     end_loss = 0.5 * ((np.asarray(params["kernel"]) - centre) ** 2).sum()
     np.testing.assert_allclose(own["path"]["kernel"].sum(), start_loss - end_loss, rtol=2e-3)
     path = np.asarray(own["path"]["kernel"])
     own, _ = learner.end(own, types.SimpleNamespace(params=params), moment())
     expected = path / ((np.asarray(params["kernel"]) - W) ** 2 + 0.1)
-    np.testing.assert_allclose(own["importance"]["kernel"], expected, rtol=1e-4)
+    np.testing.assert_allclose(own["importance"]["kernel"], expected, rtol=1e-10)
     assert not own["path"]["kernel"].any()
 
 
 def test_der_and_derpp_losses_of_two_draws():
     groups = {"stream": slice(0, 2), "logits": slice(2, 4), "labels": slice(4, 6)}
-    stored = RNG.normal(size=(6, 4)).astype(np.float32)
+    stored = RNG.normal(size=(6, 4))
     there = jnp.asarray([True, True, True, False, True, True])
     batch = mixed(groups, logits=jnp.asarray(stored), there=there)
     output = forward(PARAMS, batch.batch)
@@ -150,16 +154,16 @@ def test_der_and_derpp_losses_of_two_draws():
         learner = create(name, alpha=0.3, **({"beta": beta} if beta else {}))
         rows = batch._replace(groups={k: groups[k] for k in ("stream", *learner.memory.draws)})
         own = state_of(learner)
-        loss = learner.loss(jnp.float32(1.0), own, PARAMS, rows, output, moment(), forward)
+        loss = learner.loss(jnp.asarray(1.0), own, PARAMS, rows, output, moment(), forward)
         cross = -np.log(softmax(z))[[4, 5], LABELS[[4, 5]]].mean()
-        np.testing.assert_allclose(loss, 1.0 + 0.3 * squared + beta * cross, rtol=1e-5)
+        np.testing.assert_allclose(loss, 1.0 + 0.3 * squared + beta * cross, rtol=1e-10)
 
 
 def test_agem_takes_off_only_what_goes_against_the_reference():
     g, r = {"a": jnp.asarray([1.0, -2.0])}, {"a": jnp.asarray([1.0, 1.0])}
     out = agem.projected(g, r)["a"]
-    np.testing.assert_allclose(out, np.array([1.0, -2.0]) + 0.5, rtol=1e-6)
-    np.testing.assert_allclose(jnp.dot(out, r["a"]), 0, atol=1e-6)
+    np.testing.assert_allclose(out, np.array([1.0, -2.0]) + 0.5, rtol=1e-12)
+    np.testing.assert_allclose(jnp.dot(out, r["a"]), 0, atol=1e-12)
     with_it = {"a": jnp.asarray([1.0, 2.0])}
     np.testing.assert_array_equal(agem.projected(with_it, r)["a"], with_it["a"])
 
@@ -185,8 +189,43 @@ def test_gem_solves_its_dual(size, bound):
         rows, g = rng.normal(size=(size, 12)), rng.normal(size=12)
         gram, dots = rows @ rows.T + 1e-3 * np.eye(size), rows @ g
         there = jnp.ones(size, bool)
-        found = gem.dual(jnp.float32(gram), jnp.float32(dots), there, jnp.float32(bound))
-        np.testing.assert_allclose(found, exact_dual(gram, dots, bound), atol=2e-4)
+        found = gem.dual(jnp.asarray(gram), jnp.asarray(dots), there, jnp.asarray(bound))
+        np.testing.assert_allclose(found, exact_dual(gram, dots, bound), atol=1e-10)
+
+
+REFERENCES = Path(__file__).parents[2] / "references"
+
+
+def numbers(*path):
+    found = json.loads((REFERENCES / "avalanche_formulas.json").read_text())
+    for name in path:
+        found = found[name]
+    return types.SimpleNamespace(
+        **{k: np.asarray(v) if isinstance(v, list) else v for k, v in found.items()}
+    )
+
+
+def test_lwf_has_the_gradient_of_avalanche_without_its_factor():
+    n = numbers("lwf")
+    classes = jnp.isin(jnp.arange(4), n.classes)
+    of = lambda z: lwf.distillation(jnp.asarray(n.teacher), z, classes, n.temperature).mean()
+    np.testing.assert_allclose(jax.grad(of)(jnp.asarray(n.student)), n.gradient, atol=1e-12)
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_gem_projects_as_avalanche_does(number):
+    n = numbers("gem", number)
+    gram, dots = n.past @ n.past.T + 1e-3 * np.eye(3), n.past @ n.g
+    assert dots.min() < 0
+    there = jnp.ones(3, bool)
+    v = gem.dual(jnp.asarray(gram), jnp.asarray(dots), there, jnp.asarray(n.strength))
+    np.testing.assert_allclose(n.g + np.asarray(v) @ n.past, n.projected, rtol=1e-5, atol=1e-6)
+
+
+def test_agem_projects_as_avalanche_does():
+    n = numbers("agem")
+    found = agem.projected({"a": jnp.asarray(n.g)}, {"a": jnp.asarray(n.reference)})["a"]
+    np.testing.assert_allclose(found, n.projected, rtol=1e-6)
 
 
 def test_a_chain_of_one_link_is_that_link_and_a_chain_pipes_losses():
@@ -197,8 +236,8 @@ def test_a_chain_of_one_link_is_that_link_and_a_chain_pipes_losses():
     own["lwf"] |= {"old": jnp.ones(4, bool)}
     output = forward(PARAMS, mixed().batch)
     arguments = (PARAMS, mixed(), output, moment(), forward)
-    loss = both.loss(jnp.float32(1.0), own, *arguments)
-    first = ewc_.loss(jnp.float32(1.0), own["ewc"], *arguments)
+    loss = both.loss(jnp.asarray(1.0), own, *arguments)
+    first = ewc_.loss(jnp.asarray(1.0), own["ewc"], *arguments)
     assert loss == lwf_.loss(first, own["lwf"], *arguments)
     assert both.needs == {"boundaries"}
 

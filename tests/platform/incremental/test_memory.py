@@ -10,7 +10,7 @@ from lamina.platform.incremental import memory as memories
 from lamina.platform.incremental.learners import create
 from lamina.platform.training.learners import Moment, Space
 
-SPACE = Space(experiences=4, classes=10, tasks=4, points=4)
+SPACE = Space(experiences=4, classes=10, tasks=4, points=4, rows=40)
 
 
 def moment(experience, key):

@@ -20,7 +20,7 @@ def stream_config(learner, **changes):
             "program": "incremental",
             "seeds": (0,),
             "stream": {"name": "class_incremental", "experiences": 3, "epochs": 2},
-            "learner": {"name": learner},
+            "learner": {"name": learner} if isinstance(learner, str) else learner,
             "data": {"name": "digits", "batch_size": 32, "order": "per_seed"},
             "model": {"name": "mlp", "widths": (16,)},
             "task": {"name": "classification"},
@@ -31,7 +31,7 @@ def stream_config(learner, **changes):
             "trackers": (),
         }
     )
-    if learner in ("er", "der", "derpp"):
+    if learner in ("er", "der", "derpp", "icarl"):
         config.learner.memory = 64
         config.learner.replay = 16
     if learner in ("gem", "agem"):
@@ -161,7 +161,7 @@ def test_seeds_together_equal_seeds_alone(learn, stream):
 
 @pytest.mark.parametrize(
     "learner",
-    ["er", *(pytest.param(name, marks=pytest.mark.slow) for name in ("derpp", "gem"))],
+    ["er", *(pytest.param(name, marks=pytest.mark.slow) for name in ("derpp", "gem", "icarl"))],
 )
 def test_eight_devices_with_a_split_memory_equal_one(learner, learn):
     one, accuracy = learn(learner, "one")
@@ -174,6 +174,57 @@ def test_eight_devices_with_a_split_memory_equal_one(learner, learn):
         params_of(one),
         params_of(eight),
     )
+
+
+CHAIN = {
+    "name": "chain",
+    "links": ("er", "ewc", "ema_merge"),
+    "options": {"er": {"memory": 64, "replay": 16, "policy": "reservoir"}},
+}
+
+
+def chained(**options):
+    return CHAIN | {"options": CHAIN["options"] | options}
+
+
+@pytest.mark.slow
+def test_replay_a_penalty_and_merging_are_one_learner_from_a_config_alone(learn):
+    off = chained(ewc={"strength": 0.0}, ema_merge={"decay": 0.0})
+    nothing, accuracy = learn(off, "nothing")
+    er, expected = learn("er", "er", learner__policy="reservoir")
+    np.testing.assert_allclose(accuracy, expected, atol=0.02)  # one example of a task
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5)
+    jax.tree.map(close, params_of(nothing), params_of(er))
+    on = chained(ewc={"strength": 10.0}, ema_merge={"decay": 0.4})
+    all_three, _ = learn(on, "all")
+    own = all_three.state.learner["own"]
+    assert_same(own["ema_merge"]["old"], params_of(all_three))  # the last thing was the merge
+    assert own["ewc"]["importance"]["head"]["kernel"].any()
+    assert not np.allclose(params_of(all_three)["head"]["bias"], params_of(er)["head"]["bias"])
+
+
+@pytest.mark.slow
+def test_frozen_features_are_classified_and_task_vectors_added(learn, tmp_path):
+    base, before = learn("joint", "base", model__widths=(64,))
+    keys = {"init_from": str(tmp_path / "base"), "model__widths": (64,)}
+    found, accuracy = learn("slda", "slda", **keys)
+    assert_same(params_of(base), params_of(found))
+    assert accuracy[0, -1].mean() > before[0, -1].mean() - 0.05
+    added, _ = learn("task_arithmetic", "added", **keys)
+    own = added.state.learner["own"]
+    third = lambda first, total: first + (total - first) / 3
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6)
+    jax.tree.map(close, jax.tree.map(third, own["base"], own["sum"]), params_of(added))
+
+
+def test_exemplars_are_herded_and_their_means_answer(learn):
+    result, accuracy = learn("icarl")
+    memory, own = result.state.learner["memory"], result.state.learner["own"]
+    labels = np.asarray(memory["rows"]["labels"])[np.asarray(memory["priority"]) < 1]
+    assert set(np.bincount(labels, minlength=10)) == {6, 7}
+    assert len(labels) == 64
+    np.testing.assert_allclose(np.linalg.norm(own["mean"], axis=-1), 1, rtol=1e-5)
+    assert accuracy[0, -1].mean() > 0.6
 
 
 @pytest.mark.slow
@@ -219,6 +270,9 @@ def digits_like_texts(monkeypatch):
         ("er", {"steps": 100}, "steps = 100: an incremental run doesn't have it"),
         ("er", {"learner__memroy": 8}, "did you mean 'memory'"),
         ("erz", {}, "learner.name = 'erz' is unknown"),
+        ("slda", {}, "'slda' needs a model that was trained before: set init_from"),
+        ("task_arithmetic", {}, "needs a model that was trained before"),
+        ("icarl", {"stream": {"name": "online"}}, "'icarl' needs to know where an experience"),
     ],
 )
 def test_what_is_wrong_is_named_before_there_is_a_folder(
