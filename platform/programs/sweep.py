@@ -6,6 +6,7 @@ goes on in the unit that it was in, from that unit's checkpoint, with the same n
 reads the validation split; the test split is left to the run of `best.json`.
 """
 
+import contextlib
 import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -20,7 +21,7 @@ from lamina.platform.errors import DivergedError, UserError
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, formats, storage
 from lamina.platform.reporting.clock import Clock
-from lamina.platform.sweeps import members, planning, results, searching, space
+from lamina.platform.sweeps import lanes, members, planning, results, searching, space
 from lamina.platform.sweeps.planning import Group, Shape, Trial
 from lamina.platform.training import compiled, evaluation, experiment, loading
 from lamina.platform.training import settings as training_settings
@@ -196,31 +197,37 @@ def sweep(prepared: Prepared, context: Context) -> Outcome:
     folder.write_parameters(workdir, compiled.parameter_rows(prepared.parts))
     rows = results.read(workdir)
     clock = Clock()
-    programs = 0
     if prepared.loaded.report:
         context.say(f"{prepared.config.init_from}: {prepared.loaded.report}")
-    for group in rounds(prepared, rows):
-        shape = shape_of(prepared, group, workdir)
-        todo = [
-            unit
-            for unit in planning.units(group, shape.trials)
-            if any(trial.number not in rows for trial in unit)
-        ]
-        programs += 1
-        if not todo:
-            continue
-        with clock.phase("compile"):
-            data = dataset_of(prepared, group.trials[0])
-            built = members.compile_group(group, shape, prepared.trust, prepared.devices, data)
-        try:
+    programs = set()
+    with contextlib.ExitStack() as stack:
+        known, built = None, None
+        for group in rounds(prepared, rows):
+            shape = shape_of(prepared, group, workdir)
+            key = (planning.rest_of(group.trials[0], group.hyper), group.hyper, shape[2:])
+            programs.add(key)
+            todo = [
+                unit
+                for unit in planning.units(group, shape.trials)
+                if any(trial.number not in rows for trial in unit)
+            ]
+            if not todo:
+                continue
+            if built is None or key != known:  # Optuna's rounds come back to the same program
+                stack.pop_all().close()
+                with clock.phase("compile"):
+                    data = dataset_of(prepared, group.trials[0])
+                    built = lanes.compile_group(
+                        group, shape, prepared.trust, prepared.devices, data
+                    )
+                known = key
+                stack.callback(built.close)
             for unit in todo:
                 with clock.phase("train"):
-                    rows |= run_unit(prepared, built, unit, context)
+                    rows |= run_unit(prepared, built._replace(shape=shape), unit, context)
                 results.write(workdir, rows)
                 say_unit(prepared, unit, rows, context)
-        finally:
-            built.close()
-    return Outcome(finish(prepared, rows, programs, clock, workdir))
+    return Outcome(finish(prepared, rows, len(programs), clock, workdir))
 
 
 def rounds(prepared: Prepared, rows: Mapping[int, results.Row]) -> Iterator[Group]:
@@ -264,7 +271,7 @@ def shape_of(prepared: Prepared, group: Group, workdir: str) -> Shape:
             platform=device.platform,
             devices=parts.mesh.size,
             seed_parallelism=parts.mesh.shape["seed"],
-            cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 1,
+            cores=lanes.cores(),
             steps_per_call=c.steps_per_call,
             at_once=limit,
         )
@@ -274,7 +281,7 @@ def shape_of(prepared: Prepared, group: Group, workdir: str) -> Shape:
 
 
 def run_unit(
-    prepared: Prepared, built: members.Compiled, unit: Sequence[Trial], context: Context
+    prepared: Prepared, built: lanes.Compiled, unit: Sequence[Trial], context: Context
 ) -> dict[int, results.Row]:
     """Runs a unit, writes its trials' folders, and returns their rows."""
     path = os.path.join(context.workdir, UNITS, str(unit[0].number))

@@ -1,63 +1,28 @@
-"""Runs a unit of trials: its members in as many lanes as there are cores, saved as a whole."""
+"""Runs a unit of trials: its members in lanes, saved as a whole."""
 
 import contextlib
 import math
 import os
+import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from lamina.platform.checkpoints.store import open_store
-from lamina.platform.data import feed as feeds
-from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import InterruptedRun
 from lamina.platform.reporting import records, storage
-from lamina.platform.reporting.clock import Clock
-from lamina.platform.sweeps import planning
-from lamina.platform.sweeps.planning import Group, Shape, Trial
-from lamina.platform.training import compiled, evaluation, initial, loading, loop, rows, seeds
+from lamina.platform.sweeps import lanes
+from lamina.platform.sweeps.lanes import Compiled, Lane, Member
+from lamina.platform.sweeps.planning import Trial
+from lamina.platform.training import loading
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.signals import StopRequest
 
-
-class Compiled(NamedTuple):
-    """The programs of a group, which every unit of it runs.
-
-    Attributes:
-        group: its trials.
-        shape: how they are run.
-        parts: of one lane, with the first trial's seeds.
-        feed: of the training split; its constants are on the devices.
-        program: a chunk of steps of one lane.
-        initialise: makes a lane's first state.
-        evaluators: of all splits but `test`.
-        seconds: that building them took.
-    """
-
-    group: Group
-    shape: Shape
-    parts: Experiment
-    feed: feeds.Feed
-    program: compiled.Program
-    initialise: Any
-    evaluators: Sequence[evaluation.Evaluator]
-    seconds: float
-
-    def close(self) -> None:
-        """Stops the threads of the feeds."""
-        self.feed.close()
-        for evaluator in self.evaluators:
-            evaluator.feed.close()
-
-
-class Member(NamedTuple):
-    """A trial under one seed."""
-
-    trial: Trial
-    seed: int
+METRICS = "metrics.jsonl"
 
 
 class Ended(NamedTuple):
@@ -65,13 +30,15 @@ class Ended(NamedTuple):
 
     Attributes:
         member: which.
-        records: its numbers, with its seed.
+        records: its numbers; their time counts what its lane has done.
         nonfinite_step: the first step whose loss was not finite, or -1.
+        seconds: that its training took, over all sessions.
     """
 
     member: Member
     records: list[records.Record]
     nonfinite_step: int
+    seconds: float
 
 
 class Finished(NamedTuple):
@@ -79,87 +46,11 @@ class Finished(NamedTuple):
 
     Attributes:
         ended: its members.
-        phases: seconds by phase, over all sessions.
+        seconds: from its beginning to its end, over all sessions.
     """
 
     ended: list[Ended]
-    phases: dict[str, float]
-
-
-def compile_group(
-    group: Group, shape: Shape, trust: Sequence[str], devices: Any, dataset: Dataset
-) -> Compiled:
-    """Compiles what runs the group's trials: a training program and one for each split."""
-    clock = Clock()
-    first = group.trials[0].config
-    per_seed = first.data.order == "per_seed"
-    plan = seeds.Seeds(shape.members, shape.lowering, per_seed)
-    values = tuple(first.seeds[i % len(first.seeds)] for i in range(shape.members))
-    parts = planning.assemble(first, group.hyper, plan, values, trust, devices, dataset)
-    feed = initial.open_feed(parts)
-    try:
-        program = compiled.train_program(parts, feed, rows.RowWindows(parts, feed, 0).abstract)
-        chosen = [entry for entry in evaluation.choose(parts) if entry.name != "test"]
-        evaluators = evaluation.open_evaluators(parts, chosen)
-    except BaseException:
-        feed.close()
-        raise
-    initialise = compiled.initialiser(parts)
-    return Compiled(group, shape, parts, feed, program, initialise, evaluators, clock.elapsed())
-
-
-class Lane:
-    """A part of a unit's members, which one program runs.
-
-    Args:
-        built: the group's programs.
-        members: as many as the shape says.
-        start: steps already done.
-    """
-
-    def __init__(self, built: Compiled, members: Sequence[Member], start: int):
-        c = planning.with_seeds(built.parts.config, tuple(m.seed for m in members))
-        self.built, self.members = built, members
-        self.parts = built.parts._replace(config=c)
-        feed = built.feed
-        if c.data.order == "per_seed":
-            feed = initial.open_feed(self.parts)._replace(constants=feed.constants)
-        self.feed = feed
-        self.windows = rows.RowWindows(self.parts, feed, start)
-        self.state: Any = None
-        self.summary: Any = None
-
-    def initialise(self, loaded: loading.Loaded) -> None:
-        """Makes the first state."""
-        flat = [{**m.trial.values} for m in self.members]
-        hyper = {
-            key: np.asarray([values[key] for values in flat], leaf.dtype)
-            for key, leaf in self.parts.state.hyper.items()
-        }
-        if len(self.members) == 1:
-            hyper = {key: value[0] for key, value in hyper.items()}
-        params, model_state = loaded.take()
-        start = (dict(params), dict(model_state))
-        self.state = self.built.initialise(compiled.seed_values(self.parts), start, hyper)
-
-    def step(self, chunk: loop.Chunk) -> None:
-        """Dispatches a chunk of steps."""
-        chosen, span = self.windows.of(chunk)
-        self.state, self.summary = self.built.program.call(
-            self.state, self.feed.constants, chosen, span
-        )
-        if chunk.due:
-            jax.block_until_ready(self.summary)
-
-    def measured(self) -> list[dict[str, float]]:
-        """Returns the training metrics since the last record, of each member."""
-        names = jax.tree.structure(self.parts.state.metrics)
-        values = list(jax.device_get(self.summary["metrics"]))
-        return evaluation.means(self.parts, jax.tree.unflatten(names, values))
-
-    def evaluate(self, evaluator: evaluation.Evaluator) -> list[dict[str, float]]:
-        """Returns a split's metrics of each member."""
-        return evaluation.evaluate(self.parts, evaluator, self.state)
+    seconds: float
 
 
 def run(
@@ -184,72 +75,112 @@ def run(
         InterruptedRun: a signal asked to stop; the unit is saved.
     """
     members = [Member(trial, seed) for trial in trials for seed in trial.config.seeds]
-    whole = built.shape.lanes * built.shape.members
-    padded = members + [members[-1]] * (whole - len(members))
-    size = built.shape.members
-    c, steps = built.parts.config, built.parts.steps
+    every, steps = built.parts.config.checkpoint.every, built.parts.steps
+    metrics = storage.as_path(folder) / METRICS
     with contextlib.ExitStack() as stack:
         store = open_store(os.path.join(folder, "checkpoints"), keep=1)
         stack.enter_context(contextlib.closing(store))
-        abstract = {str(lane): built.parts.state for lane in range(built.shape.lanes)}
-        restored = store.restore(abstract)
-        start = restored.step if restored else 0
-        clock = Clock(restored.extra.get("clock") if restored else None)
-        metrics = storage.as_path(folder) / "metrics.jsonl"
-        history = records.cut(metrics, start)
-        lanes = [Lane(built, padded[i : i + size], start) for i in range(0, whole, size)]
-        pool = stack.enter_context(ThreadPoolExecutor(len(lanes)))
-        for i, lane in enumerate(lanes):
-            if restored:
-                lane.state = restored.state[str(i)]
-            else:
+        restored = store.restore(_abstract(built))
+        group = _open(built, members, restored, metrics)
+        for lane in group:
+            stack.callback(lane.close)
+            if restored is None:
                 lane.initialise(loaded)
+        began = time.monotonic() - (restored.extra["seconds"] if restored else 0.0)
+        pool = stack.enter_context(ThreadPoolExecutor(min(len(group), lanes.cores())))
 
-        def write(step: int, split: str, by_lane: list[list[dict[str, float]]]) -> None:
-            now = clock.elapsed()
-            found = [one for lane in by_lane for one in lane][: len(members)]
-            for number, numbers in enumerate(found):
-                for name, value in numbers.items():
-                    history.append(records.record(step, split, name, value, number, now))
-
-        def save(step: int, last: bool = False) -> None:
-            storage.write_bytes(metrics, records.lines(history))
-            state = {str(i): lane.state for i, lane in enumerate(lanes)}
-            store.save(step, state, {"clock": clock.totals()})
+        def save(last: bool) -> None:
+            storage.write_bytes(metrics, _lines(group))
+            notes = [{"end": lane.end, "seconds": lane.seconds} for lane in group]
+            extra = {"seconds": time.monotonic() - began, "lanes": notes}
+            store.save(max(lane.end for lane in group), _together(group), extra)
             if last:
                 store.wait()
 
-        cadences = {"record": c.log_every}
-        cadences |= {e.name: e.every for e in built.evaluators}
-        cadences |= {"checkpoint": c.checkpoint.every} if c.checkpoint.every else {}
-        with clock.phase("train"):
-            for chunk in loop.chunks(start, steps, c.steps_per_call, cadences):
-                list(pool.map(lambda lane, chunk=chunk: lane.step(chunk), lanes))
-                if "record" in chunk.due:
-                    write(chunk.end, "train", [lane.measured() for lane in lanes])
-                for evaluator in built.evaluators:
-                    if evaluator.name in chunk.due:
-                        with clock.phase("evaluate"):
-                            one = lambda lane, evaluator=evaluator: lane.evaluate(evaluator)
-                            write(chunk.end, evaluator.name, list(pool.map(one, lanes)))
-                asked = bool(stop.signal)
-                if chunk.end < steps and (asked or "checkpoint" in chunk.due):
-                    with clock.phase("checkpoint"):
-                        save(chunk.end, last=asked)
-                if asked and chunk.end < steps:
-                    numbers = f"{trials[0].number} to {trials[-1].number}"
+        while (done := min(lane.end for lane in group)) < steps:
+            due = min((done // every + 1) * every, steps) if every else steps
+            lanes.advance(group, pool, due, stop)
+            done = min(lane.end for lane in group)
+            if done < steps:
+                save(last=bool(stop.signal))
+                if stop.signal:
                     raise InterruptedRun(
-                        f"stopped by {stop.signal} after step {chunk.end} of {steps} of the trials "
-                        f"{numbers}: the same command resumes"
+                        f"stopped by {stop.signal} after step {done} of {steps} of the trials "
+                        f"{trials[0].number} to {trials[-1].number}: the same command resumes"
                     )
-        bad = np.concatenate(
-            [np.atleast_1d(jax.device_get(lane.state.nonfinite_step)) for lane in lanes]
-        )
-    by_number: dict[int, list[records.Record]] = {i: [] for i in range(len(members))}
-    for entry in history:
-        by_number[entry.seed].append(entry._replace(seed=members[entry.seed].seed))
-    ended = [Ended(m, by_number[i], int(bad[i])) for i, m in enumerate(members)]
-    return Finished(ended, clock.totals())
+        size = built.shape.members
+        bad = [np.atleast_1d(jax.device_get(lane.state.nonfinite_step)) for lane in group]
+        ended = []
+        for number, member in enumerate(members):
+            lane, place = group[number // size], number % size
+            step, own = int(bad[number // size][place]), lane.seconds["train"] / size
+            ended.append(Ended(member, lane.history[place], step, own))
+        return Finished(ended, time.monotonic() - began)
+
+
+def _open(built: Compiled, members: Sequence[Member], restored: Any, metrics: Any) -> list[Lane]:
+    """Returns the unit's lanes, with their states if there is a checkpoint."""
+    size, whole = built.shape.members, built.shape.lanes * built.shape.members
+    padded = [*members] + [members[-1]] * (whole - len(members))
+    groups = [padded[i : i + size] for i in range(0, whole, size)]
+    if restored is None:
+        return [Lane(built, group) for group in groups]
+    written: dict[int, list[records.Record]] = {}
+    for entry in records.read(metrics):
+        written.setdefault(entry.seed, []).append(entry)
+    opened = []
+    for i, (group, state) in enumerate(zip(groups, _apart(built, restored.state), strict=True)):
+        own = restored.extra["lanes"][i]
+        history = [
+            # What a killed session has written after its last checkpoint is measured again.
+            [e._replace(seed=m.seed) for e in written.get(i * size + j, ()) if e.step <= own["end"]]
+            for j, m in enumerate(group)
+        ]
+        lane = Lane(built, group, own["end"], own["seconds"], history)
+        lane.state = state
+        opened.append(lane)
+    return opened
+
+
+def _lines(group: Sequence[Lane]) -> bytes:
+    """Returns the members' records as lines in which the seed is the member's number."""
+    histories = [history for lane in group for history in lane.history]
+    return records.lines(
+        entry._replace(seed=number) for number, history in enumerate(histories) for entry in history
+    )
+
+
+def _abstract(built: Compiled) -> Any:
+    """Returns what a checkpoint of a unit holds: the lanes' states, stacked if there are several.
+
+    A file system takes a few large arrays sooner than many small ones.
+    """
+    count, state = built.shape.lanes, built.parts.state
+    if count == 1:
+        return state
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct((count, *leaf.shape), leaf.dtype), state)
+
+
+def _together(group: Sequence[Lane]) -> Any:
+    """Returns what `_abstract` describes; several lanes, all on a CPU, are stacked on the host."""
+    states = [lane.state for lane in group]
+    if len(states) == 1:
+        return states[0]
+    return jax.tree.map(lambda *leaves: jnp.array(np.stack(jax.device_get(leaves))), *states)
+
+
+def _apart(built: Compiled, state: Any) -> list[Any]:
+    """Returns the lanes' states of a restored one."""
+    if built.shape.lanes == 1:
+        return [state]
+    hosts = jax.device_get(state)
+    part = lambda i: jax.tree.map(
+        # A state is donated: it may not be a view of what has been restored.
+        lambda host, like: jax.device_put(host[i].copy(), like.sharding),
+        hosts,
+        built.parts.state,
+    )
+    return [part(i) for i in range(built.shape.lanes)]
 
 
 def at_once(parts: Experiment, limit: int, members: int) -> int:

@@ -120,15 +120,16 @@ def group(
     found: dict[Any, list[Trial]] = {}
     for trial in trials:
         keys = candidates(trial.values, trial.config)
-        rest = _rest(trial, keys)
+        rest = rest_of(trial, keys)
         if (rest, keys) not in asked:
             asked[rest, keys] = traceable(trial, keys) if keys else ()
         hyper = asked[rest, keys]
-        found.setdefault((_rest(trial, hyper), hyper), []).append(trial)
+        found.setdefault((rest_of(trial, hyper), hyper), []).append(trial)
     return [Group(tuple(members), hyper) for (_, hyper), members in found.items()]
 
 
-def _rest(trial: Trial, hyper: tuple[str, ...]) -> tuple:
+def rest_of(trial: Trial, hyper: tuple[str, ...]) -> tuple:
+    """Returns what a trial shares with those of its group: the values that are no arrays."""
     return tuple((k, repr(v)) for k, v in sorted(trial.values.items()) if k not in hyper)
 
 
@@ -197,7 +198,7 @@ class Shape(NamedTuple):
 
     Attributes:
         trials: in a unit; units follow one another, and each is saved as a whole.
-        lanes: programs of a unit that run at the same time, each on a part of its members.
+        lanes: parts into which a unit's members fall; each is trained by itself.
         members: (trial, seed) pairs of a lane; what is missing to a full one repeats the last.
         lowering: how a lane's members are run; see `seeds.Seeds`.
     """
@@ -222,8 +223,8 @@ def shape(
     """Chooses how a group is run.
 
     On accelerators, members are a vmapped axis. On a CPU a vmapped axis gains nothing and leaves
-    the cache: members run one after another in one program ("map"), and as many such programs side
-    by side as there are cores, since a loop of small operations uses one core. Where a step is
+    the cache: each member has a lane of its own there, and all are run by one program, as many at a
+    time as there are cores, since a loop of small operations uses one core. Where a step is
     dispatched alone (`steps_per_call = 1`: models whose operations are slow in loops), the seeds of
     one trial stand side by side in the program ("unroll").
 
@@ -245,12 +246,12 @@ def shape(
     units = math.ceil(trials / most)
     per_unit = math.ceil(trials / units)
     members = per_unit * seed_count
-    lanes = min(cores, members) if alone else 1
+    lanes = (members if looped else min(cores, members)) if alone else 1
     size = math.ceil(members / lanes)
     size = math.ceil(size / seed_parallelism) * seed_parallelism
     if size == 1:
         return Shape(per_unit, lanes, 1, "single")
-    return Shape(per_unit, lanes, size, ("map" if looped else "unroll") if alone else "vmap")
+    return Shape(per_unit, lanes, size, "unroll" if alone else "vmap")
 
 
 def units(found: Group, size: int) -> list[tuple[Trial, ...]]:

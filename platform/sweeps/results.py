@@ -19,7 +19,7 @@ TRIALS = "trials"
 Row = dict[str, Any]
 """One line of the table: "trial", "values", "state" ("done" or "diverged"), "score" (the selection
 metric's mean over seeds, None of a diverged trial), "final", "diverged" (seed to step), "seconds"
-(this trial's share of the time in which its unit was trained)."""
+(this trial's share of the time that its unit took)."""
 
 
 def read(workdir: str) -> dict[int, Row]:
@@ -50,7 +50,7 @@ def of_unit(finished: Finished, metric: str) -> list[tuple[Trial, list[Ended], R
     by_trial: dict[int, list[Ended]] = {}
     for ended in finished.ended:
         by_trial.setdefault(ended.member.trial.number, []).append(ended)
-    seconds = finished.phases.get("train", 0.0) / len(by_trial)
+    busy = sum(ended.seconds for ended in finished.ended) or 1.0
     found = []
     for number, members in by_trial.items():
         trial = members[0].member.trial
@@ -65,7 +65,7 @@ def of_unit(finished: Finished, metric: str) -> list[tuple[Trial, list[Ended], R
             "score": score,
             "final": final,
             "diverged": bad,
-            "seconds": seconds,
+            "seconds": finished.seconds * sum(e.seconds for e in members) / busy,
         }
         found.append((trial, members, row))
     return found

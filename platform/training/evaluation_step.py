@@ -1,7 +1,6 @@
 """The evaluation step: sums of a task's metrics over batches, with the weights to evaluate."""
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
@@ -32,9 +31,6 @@ def evaluate_chunk(
         constants: the feed's arrays on the devices.
         rows: for each batch, what the feed selects.
     """
-    if seeds.lowering == "map":
-        alone = partial(evaluate_chunk, recipe, Seeds(1, "single"), select)
-        return jax.lax.map(lambda of: alone(of[0], of[1], constants, rows), (total, state))
     shared = seeds._replace(per_seed_rows=False)
 
     def weights_of(part: TrainState, _: Any) -> tuple[Any, Any, Any]:

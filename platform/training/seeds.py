@@ -6,7 +6,7 @@ from typing import Any, Literal, NamedTuple
 import jax
 import jax.numpy as jnp
 
-Lowering = Literal["single", "unroll", "vmap", "map"]
+Lowering = Literal["single", "unroll", "vmap"]
 
 
 class Seeds(NamedTuple):
@@ -18,9 +18,7 @@ class Seeds(NamedTuple):
             program: each computes what it would alone, bit for bit (but for matrix-vector products,
             whose rounding follows the memory's alignment), and on CPU it is as fast as `vmap` for
             dense layers and faster for convolutions, which `vmap` groups. "vmap" batches
-            them, which accelerators need for speed and a sharded seed axis needs anyway. "map"
-            runs one after the other in a loop: the program stays small for any number, and each
-            state stays in a CPU's cache for a whole chunk of steps.
+            them, which accelerators need for speed and a sharded seed axis needs anyway.
         per_seed_rows: whether each seed has its own rows in a batch, along a leading axis.
     """
 
@@ -53,12 +51,6 @@ class Seeds(NamedTuple):
             return lambda parts, rows: tuple(
                 function(part, self._rows(rows, i)) for i, part in enumerate(parts)
             )
-        if self.lowering == "map":
-            if self.per_seed_rows:
-                return lambda parts, rows: (
-                    jax.lax.map(lambda of: function(*of), (parts[0], rows)),
-                )
-            return lambda parts, rows: (jax.lax.map(lambda c: function(c, rows), parts[0]),)
         axes = (0, 0 if self.per_seed_rows else None)
         mapped = jax.vmap(function, in_axes=axes, spmd_axis_name=mesh_axis)
         return lambda parts, rows: (mapped(parts[0], rows),)

@@ -2,7 +2,6 @@
 
 import dataclasses
 from collections.abc import Callable, Mapping
-from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -373,15 +372,6 @@ def train_chunk(
         The state, and a summary for the record: the leaves of its `metrics` stacked, and its
         `nonfinite_step`.
     """
-    if seeds.lowering == "map":
-        alone = partial(train_chunk, recipe, Seeds(1, "single"), select, length)
-        if seeds.per_seed_rows:
-            rows = jax.tree.map(lambda r: jnp.moveaxis(r, 1, 0), rows)
-            one = lambda of: alone(of[0], constants, of[1], span)
-            state, summary = jax.lax.map(one, (state, rows))
-        else:
-            state, summary = jax.lax.map(lambda own: alone(own, constants, rows, span), state)
-        return state, {**summary, "metrics": summary["metrics"].T}
     first = state.step if seeds.lowering == "single" else state.step[0]
     fresh = first % recipe.log_every == 0
     metrics = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.metrics)

@@ -9,7 +9,7 @@ Three ways to the same numbers, each with its evaluations and records, without c
 - separate: `lamina run` in a process of its own, imports and compilation included; two are timed
   (the second finds the first one's compiled programs on the disk) and 16 times their sum is shown.
 
-Compilation is not in the first two. Run it on an idle machine.
+Compilation is not in the first two, which take turns; shown are medians. Run it on an idle machine.
 """
 
 import os
@@ -24,13 +24,14 @@ import numpy as np
 from lamina.platform import config as configs
 from lamina.platform.programs import sweep
 from lamina.platform.reporting import records
-from lamina.platform.sweeps import members, planning, settings
+from lamina.platform.sweeps import lanes, members, planning, settings
 from lamina.platform.sweeps.planning import Group, Shape
 from lamina.platform.training import loading
 from lamina.platform.training.signals import StopRequest
 
 RATES = (1e-4, 3e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
 SEEDS = (0, 1, 2, 3)
+ROUNDS = 5
 
 
 def make_config(dropout):
@@ -50,15 +51,31 @@ def timed(function):
     return found, time.perf_counter() - wall, time.process_time() - cpu
 
 
+def compiled(prepared, group, shape):
+    return lanes.compile_group(group, shape, prepared.trust, None, prepared.parts.dataset)
+
+
+def runner(built, units, folder):
+    """Returns a function that runs units of trials from their beginning, once it is warm."""
+    count = 0
+
+    def run(chosen=units):
+        nonlocal count
+        count += 1
+        path = os.path.join(folder, f"{built.shape.members}_{count}")
+        return [
+            members.run(built, unit, os.path.join(path, str(i)), loading.NOTHING, StopRequest())
+            for i, unit in enumerate(chosen)
+        ]
+
+    run(units[:1])  # compiles what makes the first state
+    return run
+
+
 def whole_sweep(prepared, folder):
     group = prepared.groups[0]
     shape = sweep.shape_of(prepared, group, folder)
-    built = members.compile_group(group, shape, prepared.trust, None, prepared.parts.dataset)
-    warm_up(built, folder)
-    run = lambda: members.run(
-        built, group.trials, os.path.join(folder, "all"), loading.NOTHING, StopRequest()
-    )
-    return (*timed(run), shape)
+    return runner(compiled(prepared, group, shape), [group.trials], folder), shape
 
 
 def one_after_another(prepared, folder):
@@ -68,27 +85,8 @@ def one_after_another(prepared, folder):
         for j, seed in enumerate(SEEDS)
     ]
     group = Group(tuple(trials), prepared.groups[0].hyper)
-    built = members.compile_group(
-        group, Shape(1, 1, 1, "single"), prepared.trust, None, prepared.parts.dataset
-    )
-    warm_up(built, folder)
-
-    def run():
-        folders = (os.path.join(folder, str(trial.number)) for trial in trials)
-        return [
-            members.run(built, [trial], path, loading.NOTHING, StopRequest())
-            for trial, path in zip(trials, folders, strict=True)
-        ]
-
-    return timed(run)
-
-
-def warm_up(built, folder):
-    """Makes the first state once, which compiles it."""
-    path = os.path.join(folder, f"warm_up_{built.shape.members}")
-    members.run(
-        built, built.group.trials[: built.shape.trials], path, loading.NOTHING, StopRequest()
-    )
+    built = compiled(prepared, group, Shape(1, 1, 1, "single"))
+    return runner(built, [[trial] for trial in trials], folder)
 
 
 def separate(prepared, folder):
@@ -105,39 +103,47 @@ def separate(prepared, folder):
     return seconds
 
 
-def numbers(finished):
+def numbers(units):
     """Returns every final number by learning rate, seed and name."""
     return {
         (ended.member.trial.config.optimizer.learning_rate, ended.member.seed, name): entry["mean"]
+        for finished in units
         for ended in finished.ended
         for name, entry in records.summarise(ended.records).items()
     }
 
 
+def compare(dropout):
+    with tempfile.TemporaryDirectory() as folder:
+        prepared = sweep.prepare(make_config(dropout), configs.EVERYONE, None, True)
+        together, shape = whole_sweep(prepared, folder)
+        alone = one_after_another(prepared, folder)
+        print(f"digits MLP, dropout {dropout}, 600 steps, 8 rates x 4 seeds: {shape}")
+        rounds = []
+        for _ in range(ROUNDS):  # in turn, so that what else the machine does falls on both
+            found, *ours = timed(together)
+            singles, *theirs = timed(alone)
+            rounds.append((*ours, *theirs))
+        wall, cpu, wall_1, cpu_1 = np.transpose(rounds)
+        median = lambda values: f"{np.median(values):7.2f} s"
+        print(f"  sweep              {median(wall)}  (processor {median(cpu)})")
+        print(f"  one after another  {median(wall_1)}  (processor {median(cpu_1)})")
+        ratios = ", ".join(f"{ratio:.2f}" for ratio in sorted(wall_1 / wall))
+        print(f"  ratio              {np.median(wall_1 / wall):7.2f}    (rounds: {ratios})")
+        own, other = numbers(found), numbers(singles)
+        gaps = [abs(own[k] - v) / max(abs(v), 1e-6) for k, v in other.items() if v is not None]
+        print(f"  largest relative difference of a final number: {np.max(gaps):.1e}")
+        return prepared
+
+
 def main():
     print(f"{os.cpu_count()} cores, {jax.default_backend()}, jax {jax.__version__}")
     for dropout in (0.2, 0.0):
-        with tempfile.TemporaryDirectory() as folder:
-            prepared = sweep.prepare(make_config(dropout), configs.EVERYONE, None, True)
-            found, wall, cpu, shape = whole_sweep(prepared, folder)
-            singles, wall_1, cpu_1 = one_after_another(prepared, folder)
-            together, alone = numbers(found), {}
-            for one in singles:
-                alone |= numbers(one)
-            gaps = [
-                abs(together[k] - alone[k]) / max(abs(alone[k]), 1e-6)
-                for k in alone
-                if alone[k] is not None
-            ]
-            print(f"digits MLP, dropout {dropout}, 600 steps, 8 rates x 4 seeds: {shape}")
-            print(f"  sweep              {wall:7.2f} s  (processor {cpu:.2f} s)")
-            print(f"  one after another  {wall_1:7.2f} s  (processor {cpu_1:.2f} s)")
-            print(f"  ratio              {wall_1 / wall:7.2f}")
-            print(f"  largest relative difference of a final number: {np.max(gaps):.1e}")
-            if dropout:
-                seconds = separate(prepared, folder)
-                shown = ", ".join(f"{s:.1f}" for s in seconds)
-                print(f"  separate runs      {16 * sum(seconds):7.0f} s  (two: {shown} s)")
+        prepared = compare(dropout)
+    with tempfile.TemporaryDirectory() as folder:
+        seconds = separate(prepared, folder)
+        shown = ", ".join(f"{s:.1f}" for s in seconds)
+        print(f"  separate runs      {16 * sum(seconds):7.0f} s  (two: {shown} s)")
 
 
 if __name__ == "__main__":

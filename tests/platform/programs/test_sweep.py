@@ -1,6 +1,8 @@
 """Sweeps of the digits: few programs, the numbers of single runs, resumed exactly."""
 
 import json
+import os
+import signal
 from pathlib import Path
 
 import jax
@@ -13,7 +15,7 @@ from lamina.platform.commands import check
 from lamina.platform.errors import UserError
 from lamina.platform.reporting import folder
 from lamina.platform.run import run
-from lamina.platform.sweeps import members, results
+from lamina.platform.sweeps import lanes, results
 from lamina.platform.training import compiled
 
 BASE = {
@@ -118,21 +120,89 @@ def test_a_sweep_that_fails_half_way_goes_on_with_the_same_numbers(finished, tmp
     result, _ = finished
     workdir = tmp_path / "run"
     calls = 0
-    real = members.Lane.step
+    real = lanes.Lane.step
 
     def failing(lane, chunk):
         nonlocal calls
         calls += 1
         if calls in (6, 12):
             raise RuntimeError("the machine is gone")
-        real(lane, chunk)
+        return real(lane, chunk)
 
-    monkeypatch.setattr(members.Lane, "step", failing)
+    monkeypatch.setattr(lanes.Lane, "step", failing)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             start(sweep_config(), workdir)
     assert start(sweep_config(), workdir).status == "done"
     assert rows_of(workdir) == rows_of(result.workdir)
+
+
+def test_a_split_that_is_read_ahead_gives_the_numbers_of_one_on_the_device(tmp_path):
+    space = {"optimizer": {"learning_rate": (0.05, 0.2)}}
+    data = {"name": "digits", "batch_size": 32}
+    held = start(sweep_config(space, data=data), tmp_path / "held")
+    data = {**data, "placement": "grain"}
+    read = start(sweep_config(space, data=data), tmp_path / "read")
+    assert read.final == held.final
+
+
+def test_optuna_asks_in_rounds_for_one_program_and_goes_on_with_the_same_points(
+    tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna")
+    space = {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1.0, "scale": "log"}}}
+    search = {"method": "optuna", "trials": 5, "round": 2, "seed": 7}
+    config = sweep_config(space, sweep=search, seeds=(0,), steps=10)
+    compilations, real = [], lanes.compile_group
+    monkeypatch.setattr(lanes, "compile_group", lambda *a: compilations.append(a[0]) or real(*a))
+    result = start(config, tmp_path / "whole")
+    assert result.summary["trials"] == 5
+    assert len(compilations) == result.summary["programs"] == 1
+
+    calls, step = 0, lanes.Lane.step
+
+    def failing(lane, chunk):
+        nonlocal calls
+        calls += 1
+        if calls == 6:  # in the second round
+            raise RuntimeError("the machine is gone")
+        return step(lane, chunk)
+
+    monkeypatch.setattr(lanes.Lane, "step", failing)
+    with pytest.raises(RuntimeError):
+        start(config, tmp_path / "stopped")
+    assert len(results.read(str(tmp_path / "stopped"))) == 2
+    again = start(config, tmp_path / "stopped")
+    assert rows_of(tmp_path / "stopped") == rows_of(tmp_path / "whole")
+    assert again.summary["best"] == result.summary["best"]
+
+
+def test_a_signal_saves_lanes_where_they_are_and_the_sweep_goes_on_from_there(
+    finished, tmp_path, monkeypatch
+):
+    config = sweep_config({**SPACE, "model": {"widths": {"values": ((8,),)}}}, checkpoint={})
+    calls, step = 0, lanes.Lane.step
+
+    def stopping(lane, chunk):
+        nonlocal calls
+        calls += 1
+        if calls == 7:
+            os.kill(os.getpid(), signal.SIGTERM)
+        return step(lane, chunk)
+
+    monkeypatch.setattr(lanes.Lane, "step", stopping)
+    assert start(config, tmp_path / "run").status == "interrupted"
+    monkeypatch.setattr(lanes.Lane, "step", step)
+    assert start(config, tmp_path / "run").status == "done"
+    whole = rows_of(finished[0].workdir)
+    for row in rows_of(tmp_path / "run").values():
+        rate = row["values"]["optimizer.learning_rate"]
+        same = next(
+            w
+            for w in whole.values()
+            if w["values"] == {"optimizer.learning_rate": rate, "model.widths": [8]}
+        )
+        assert row["final"] == same["final"]
 
 
 def test_another_space_in_the_same_folder_is_refused(finished):

@@ -10,15 +10,15 @@ CPU = {"platform": "cpu", "devices": 1, "seed_parallelism": 1, "cores": 2}
 @pytest.mark.parametrize(
     ("trials", "seeds", "steps_per_call", "at_once", "expected"),
     [
-        (8, 4, 10, 0, Shape(8, 2, 16, "map")),  # one program, run on both cores
-        (1, 5, 10, 0, Shape(1, 2, 3, "map")),
-        (8, 4, 10, 8, Shape(2, 2, 4, "map")),  # four units
+        (8, 4, 10, 0, Shape(8, 32, 1, "single")),  # one program for all
+        (1, 5, 10, 0, Shape(1, 5, 1, "single")),
+        (8, 4, 10, 8, Shape(2, 8, 1, "single")),  # four units
         (5, 1, 10, 2, Shape(2, 2, 1, "single")),
         (8, 4, 1, 0, Shape(1, 2, 2, "unroll")),  # operations that are slow in loops
         (1, 1, 1, 0, Shape(1, 1, 1, "single")),
     ],
 )
-def test_members_on_a_cpu_are_spread_over_its_cores(
+def test_members_on_a_cpu_are_trained_by_themselves(
     trials, seeds, steps_per_call, at_once, expected
 ):
     found = shape(trials, seeds, steps_per_call=steps_per_call, at_once=at_once, **CPU)
