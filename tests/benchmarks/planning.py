@@ -4,14 +4,16 @@
 
 Each layout of the first round of `lamina plan` is compiled for the CPU, estimated by the same code
 with the figures of a "chip" that is an eighth of this machine (measured first: a matrix product, a
-copy), and run. Virtual devices share the memory and the cores, so that a collective is a copy: this
-checks the sums, not the model of a torus. Run it on an idle machine.
+copy, an all-reduce), and run, all layouts in turns. Virtual devices share the memory and the cores,
+so that a collective is a copy and nothing overlaps: this checks the sums, not the model of a torus.
+Run it on an idle machine.
 """
 
 import argparse
 import os
 import statistics
 import time
+from collections.abc import Callable
 
 os.environ["XLA_FLAGS"] = "--xla_force_host_platform_device_count=8"
 os.environ["JAX_PLATFORMS"] = "cpu"
@@ -19,6 +21,8 @@ os.environ["JAX_PLATFORMS"] = "cpu"
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 from scipy.stats import spearmanr
 
 from lamina.platform import config as configs
@@ -35,9 +39,14 @@ def figures() -> chips.Chip:
     large = jnp.ones((64, 2**20))
     flops = 2 * 2048**3 / fastest(lambda: product(matrix, matrix))
     bandwidth = 2 * large.nbytes / fastest(lambda: copy(large))
+    mesh = jax.make_mesh((8,), ("data",))
+    rows = jax.device_put(jnp.ones((8, 2**22)), NamedSharding(mesh, P("data")))
+    total = jax.jit(lambda x: x.sum(0), out_shardings=NamedSharding(mesh, P()))
+    # On a ring an all-reduce sends 7/8 of the array twice, half of it each way.
+    link = 2 * 7 / 8 * rows.nbytes / 8 / fastest(lambda: total(rows)) / 2
     eighth = bandwidth / 8
     return chips.CHIPS["v5e"]._replace(
-        kind="cpu", flops=flops / 8, bandwidth=eighth, link=eighth / 2, network=eighth, ring=8
+        kind="cpu", flops=flops / 8, bandwidth=eighth, link=link, network=link, ring=8
     )
 
 
@@ -59,8 +68,8 @@ def resolve(reference: str, overrides: dict) -> object:
     return experiment.resolve(config)
 
 
-def measure(parts: experiment.Experiment, chip: chips.Chip, steps: int) -> tuple[float, float]:
-    """Returns (estimated, measured) seconds of a step."""
+def prepare(parts: experiment.Experiment, chip: chips.Chip) -> tuple[float, Callable[[], None]]:
+    """Returns the estimated seconds of a step, and a function that takes one."""
     jitted, (state, batch) = compiled.single_step(parts)
     program = jitted.lower(state, batch).compile()
     module = hlo.parse(program.as_text())
@@ -71,12 +80,13 @@ def measure(parts: experiment.Experiment, chip: chips.Chip, steps: int) -> tuple
     estimate = roofline.estimate(roofline.work(module, schedule, chip), found, chip)
     zeros = lambda leaf: jax.device_put(jnp.zeros(leaf.shape, leaf.dtype), leaf.sharding)
     values, rows = jax.tree.map(zeros, state), jax.tree.map(zeros, batch)
-    times = []
-    for _ in range(steps + 1):
-        start = time.perf_counter()
+
+    def take() -> None:
+        nonlocal values
         values = jax.block_until_ready(program(values, rows))
-        times.append(time.perf_counter() - start)
-    return estimate.estimate, statistics.median(times[1:])
+
+    take()
+    return estimate.estimate, take
 
 
 def main() -> None:
@@ -89,16 +99,24 @@ def main() -> None:
     base = dict(text.split("=", 1) for text in given.override)
     chip = figures()
     print(f"an eighth: {chip.flops / 1e9:.1f} GFLOP/s, {chip.bandwidth / 1e9:.2f} GB/s")
-    rows = []
+    found = []
     for candidate in search.first_round(resolve(given.config, base), 8):
         try:
             parts = experiment.assemble(resolve(given.config, {**base, **candidate.overrides}))
         except (ValueError, UserError) as error:
             print(f"{candidate.flags}: {error}")
             continue
-        estimated, measured = measure(parts, chip, given.steps)
-        rows.append((estimated, measured))
-        print(f"{candidate.sizes} {candidate.rules:<12} {estimated:8.3f} s {measured:8.3f} s")
+        found.append((candidate, *prepare(parts, chip)))
+    times: list[list[float]] = [[] for _ in found]
+    for _ in range(given.steps):
+        for each, (_, _, take) in zip(times, found, strict=True):
+            start = time.perf_counter()
+            take()
+            each.append(time.perf_counter() - start)
+    rows = []
+    for each, (candidate, estimated, _) in zip(times, found, strict=True):
+        rows.append((estimated, statistics.median(each)))
+        print(f"{candidate.sizes} {candidate.rules:<12} {estimated:8.3f} s {rows[-1][1]:8.3f} s")
     result = spearmanr(*zip(*rows, strict=True))
     print(f"Spearman's rank correlation over {len(rows)} layouts: {result.statistic:.2f}")
 
