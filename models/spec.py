@@ -29,10 +29,13 @@ class Output(NamedTuple):
         logits: float32, ``[B, outputs]``, or ``[B, T, outputs]`` for sequences.
         features: the input of the head (``[B, D]`` or ``[B, T, D]``), in the compute dtype; None
             for a module that does not tell.
+        similarity: float32 ``[B]``, of an example and the prompts it chose; None for a model
+            without a pool of prompts.
     """
 
     logits: jax.Array
     features: jax.Array | None = None
+    similarity: jax.Array | None = None
 
 
 def require_image(spec: DataSpec, model: str) -> tuple[int, int, int]:

@@ -11,6 +11,7 @@ from lamina.models.attention import attend
 from lamina.models.layers import Dense, head, normal
 from lamina.models.norms import LayerNorm
 from lamina.models.placement import BATCH, LENGTH, STREAM, constrain
+from lamina.models.prompts import PromptPool
 from lamina.models.spec import DataSpec, Output, require_image, require_sizes
 from lamina.models.stack import Stack
 
@@ -93,6 +94,7 @@ class ViT(nnx.Module):
         dropout: float,
         scan: bool,
         remat: str,
+        pool_of_prompts: tuple[int, int, int],
     ):
         height, width, channels = require_image(spec, "vit")
         depth, embed, heads, mlp = sizes
@@ -112,6 +114,8 @@ class ViT(nnx.Module):
         self.layers = Stack(rngs, make, depth, scan=scan, remat=remat)
         self.norm = LayerNorm(rngs, embed, dtype, norm_epsilon)
         self.head = head(rngs, embed, spec.outputs, dtype, init="zeros")
+        chosen = (*pool_of_prompts, embed, dtype)
+        self.prompts = PromptPool(rngs, *chosen) if pool_of_prompts[0] else None
 
     def __call__(self, inputs: jax.Array, *, rngs: nnx.Rngs | None = None) -> Output:
         """Maps ``[B, H, W, C]`` to logits ``[B, outputs]``."""
@@ -122,14 +126,29 @@ class ViT(nnx.Module):
             )
             x_BTD = jnp.concatenate([token, x_BTD], axis=1)
         x_BTD = x_BTD + self.position[...].astype(self.dtype)[None]
-        x_BTD = self.dropout(constrain(x_BTD, BATCH, STREAM, None), rngs=rngs)
-        x_BTD = self.norm(self.layers(x_BTD, rngs=rngs))
-        if self.pool == "token":
-            features = x_BTD[:, 0]
+        if self.prompts is None:
+            features, similarity = self.pooled(self.encode(x_BTD, rngs)), None
         else:
-            features = x_BTD.mean(1, dtype=jnp.float32).astype(self.dtype)
+            tokens, similarity = self.prompts(self.pooled(self.encode(x_BTD, rngs)))
+            x_BTD = self.encode(jnp.concatenate([tokens, x_BTD], axis=1), rngs)
+            features = mean(x_BTD[:, : tokens.shape[1]])
         features = constrain(features, BATCH, None)
-        return Output(constrain(self.head(features), BATCH, None).astype(jnp.float32), features)
+        logits = constrain(self.head(features), BATCH, None).astype(jnp.float32)
+        return Output(logits, features, similarity)
+
+    def encode(self, x_BTD: jax.Array, rngs: nnx.Rngs | None) -> jax.Array:
+        """Maps tokens ``[B, T, D]`` to the last layer's."""
+        x_BTD = self.dropout(constrain(x_BTD, BATCH, STREAM, None), rngs=rngs)
+        return self.norm(self.layers(x_BTD, rngs=rngs))
+
+    def pooled(self, x_BTD: jax.Array) -> jax.Array:
+        """Returns one vector for each example, ``[B, D]``."""
+        return x_BTD[:, 0] if self.pool == "token" else mean(x_BTD)
+
+
+def mean(x_BTD: jax.Array) -> jax.Array:
+    """Returns the mean over tokens, added up in float32."""
+    return x_BTD.mean(1, dtype=jnp.float32).astype(x_BTD.dtype)
 
 
 def patchify(images_BHWC: jax.Array, patch: int) -> jax.Array:
@@ -157,6 +176,9 @@ def vit(
     dropout: float = 0.0,
     scan: bool = True,
     remat: str = "none",
+    prompts: int = 0,
+    prompt_length: int = 5,
+    prompts_chosen: int = 5,
 ) -> ViT:
     """Builds a vision transformer.
 
@@ -180,6 +202,11 @@ def vit(
         dropout: rate after embedding, attention and both MLP layers. Default: 0.
         scan: whether the blocks are stacked and run by a scan. Default: True.
         remat: what the backward pass computes again, see ``lamina.models.stack``. Default: "none".
+        prompts: prompts in a pool from which each example takes some by its features without them
+            (Wang et al. 2022, arXiv 2112.08654); they stand before its tokens, and the head sees
+            their mean. Default: 0, no pool.
+        prompt_length: tokens of a prompt. Default: 5, the paper's.
+        prompts_chosen: prompts that an example takes. Default: 5, the paper's.
 
     Raises:
         ValueError: the examples are no images, or sizes that don't fit each other.
@@ -205,6 +232,8 @@ def vit(
     if embed % heads:
         raise ValueError(f"heads={heads} must divide embed={embed}")
     sizes = (depth, embed, heads, mlp or 4 * embed)
-    return ViT(
-        rngs, spec, dtype, sizes, patch, pool, activation, norm_epsilon, dropout, scan, remat
-    )
+    if prompts and dropout:
+        raise ValueError("a pool of prompts is chosen by features without dropout: set dropout=0")
+    numbers = (prompts, prompt_length, prompts_chosen)
+    options = (patch, pool, activation, norm_epsilon, dropout, scan, remat, numbers)
+    return ViT(rngs, spec, dtype, sizes, *options)

@@ -15,6 +15,7 @@ from lamina.platform.incremental.learners.finetune import finetune
 from lamina.platform.incremental.learners.gem import gem
 from lamina.platform.incremental.learners.icarl import icarl
 from lamina.platform.incremental.learners.joint import joint
+from lamina.platform.incremental.learners.l2p import l2p
 from lamina.platform.incremental.learners.lwf import lwf
 from lamina.platform.incremental.learners.merges import ema_merge, task_arithmetic
 from lamina.platform.incremental.learners.si import si
@@ -51,6 +52,7 @@ LEARNERS: Mapping[str, Callable[..., Learner]] = {
     "gem": gem,
     "icarl": icarl,
     "joint": joint,
+    "l2p": l2p,
     "lwf": lwf,
     "si": si,
     "slda": slda,

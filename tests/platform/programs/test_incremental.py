@@ -217,6 +217,33 @@ def test_frozen_features_are_classified_and_task_vectors_added(learn, tmp_path):
     jax.tree.map(close, jax.tree.map(third, own["base"], own["sum"]), params_of(added))
 
 
+VIT = {"name": "vit", "patch": 4, "depth": 1, "embed": 16, "heads": 2, "prompts": 6}
+PROMPTED = {
+    "model": VIT | {"prompts_chosen": 2, "prompt_length": 2},
+    "init_from_rules": {"exclude": ("^head", "^prompts"), "freeze": ("^(?!prompts|head)",)},
+}
+
+
+@pytest.mark.slow
+def test_prompts_are_trained_on_a_frozen_backbone_also_on_eight_devices(learn, tmp_path):
+    base, _ = learn("finetune", "base", model=VIT | {"prompts": 0})
+    keys = PROMPTED | {"init_from": str(tmp_path / "base")}
+    one, accuracy = learn("l2p", "one", **keys)
+    backbone = jax.tree.map(np.asarray, one.state.frozen)
+    assert_same(backbone["layers"], params_of(base)["layers"])
+    assert set(one.state.params) == {"prompts", "head"}
+    eight, again = learn("l2p", "eight", devices=8, **keys)
+    np.testing.assert_allclose(accuracy, again, atol=0.02)  # one example of a task
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-5, rtol=1e-5)
+    jax.tree.map(close, params_of(one), params_of(eight))
+
+
+def test_a_model_without_prompts_is_refused(learn, tmp_path):
+    (tmp_path / "base").mkdir()
+    with pytest.raises(UserError, match="'l2p' needs a model with a pool of prompts"):
+        learn("l2p", init_from=str(tmp_path / "base"))
+
+
 def test_exemplars_are_herded_and_their_means_answer(learn):
     result, accuracy = learn("icarl")
     memory, own = result.state.learner["memory"], result.state.learner["own"]
