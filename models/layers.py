@@ -100,7 +100,7 @@ def _uniform(fan_in: int) -> axes.Initializer:
     return lambda key, shape, dtype: jax.random.uniform(key, shape, dtype, -bound, bound)
 
 
-def normal(std: float, *names: str) -> axes.Initializer:
+def normal(std: float, *names: str | None) -> axes.Initializer:
     """Returns an annotated normal initializer of standard deviation ``std``."""
     return axes.annotate(nnx.initializers.normal(std), *names)
 
