@@ -14,7 +14,7 @@ moment leaves either the previous set of checkpoints or the new one. (Where rena
 
 import json
 import threading
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
@@ -186,7 +186,13 @@ class Store:
                 self._checkpointer.close()
                 self._checkpointer = None
 
-    def restore(self, abstract_state: Any, step: int | None = None) -> Restored | None:
+    def restore(
+        self,
+        abstract_state: Any,
+        step: int | None = None,
+        *,
+        form: Callable[[Mapping[str, ArrayRecord]], Any] | None = None,
+    ) -> Restored | None:
         """Restores the newest checkpoint that verifies, or that of one step.
 
         Args:
@@ -194,6 +200,8 @@ class Store:
                 each array goes to its leaf's `sharding`, or to the first device if it has none.
                 Mesh and number of processes may differ from those that saved.
             step: this step and no other. Default: the newest that verifies.
+            form: path to record of a checkpoint's arrays to the abstract state to read of it,
+                where that isn't the same for all checkpoints.
 
         Returns:
             The state, bit for bit, with a note on every newer checkpoint that was skipped; None if
@@ -205,18 +213,18 @@ class Store:
             CheckpointError: as `wait`, before anything is read; call again to go on.
         """
         self.wait()
-        wanted = flatten(abstract_state)
-        expected = {name: manifest.describe(leaf) for name, leaf in wanted.items()}
         default = SingleDeviceSharding(jax.local_devices()[0])
-        shardings = {
-            name: getattr(leaf, "sharding", None) or default for name, leaf in wanted.items()
-        }
 
         def select(found: Manifest) -> tuple[dict[str, ArrayRecord], dict[str, Sharding | None]]:
+            wanted = flatten(form(found.arrays) if form else abstract_state)
+            expected = {name: manifest.describe(leaf) for name, leaf in wanted.items()}
+            shardings: dict[str, Sharding | None] = {
+                name: getattr(leaf, "sharding", None) or default for name, leaf in wanted.items()
+            }
             lines = manifest.differences(found.arrays, expected)
             if lines:
                 raise UserError(other_model(self.directory, found.step, lines))
-            return {name: found.arrays[name] for name in wanted}, dict(shardings)
+            return {name: found.arrays[name] for name in wanted}, shardings
 
         result = newest_good(self.directory, step, select)
         if result is None:

@@ -125,9 +125,32 @@ def _figures(parts: Any, real_data: bool, compile_step: bool) -> list[tuple[str,
         ),
         ("train state, bytes per device", f"{layout.bytes_per_device(parts.state):,}"),
     ]
+    rows += _islands(parts)
     if compile_step:
         rows.append(("activations, bytes per device", f"{_temporary_bytes(traced):,}"))
     return rows
+
+
+def _islands(parts: Any) -> list[tuple[str, str]]:
+    """Returns what islands exchange, and what they would if each sent its whole gradient."""
+    import jax
+
+    from lamina.platform.training import efficiency
+
+    c, steps = parts.config, parts.steps
+    if not (found := efficiency.traffic(parts, steps).get("communication")):
+        return []
+    whole = sum(4 * leaf.size for leaf in jax.tree.leaves(parts.state.params)) // parts.seeds.number
+    per_step = found["bytes_per_step"]
+    rows = f"{c.data.batch_size // found['islands']} rows of a batch each"
+    return [
+        ("islands", f"{found['islands']} ({c.islands.name}, {rows})"),
+        ("meetings of the islands", f"{found['rounds']:,}"),
+        (
+            "bytes that an island sends a step",
+            f"{per_step:,.0f} (a gradient is {whole:,}: {whole / max(per_step, 1):.3g} times that)",
+        ),
+    ]
 
 
 def _temporary_bytes(traced: Any) -> int:

@@ -46,11 +46,13 @@ class Kind(NamedTuple):
         table: name to factory, written out in the package of that kind.
         options: gives the keys of a factory (default: from its signature).
         shared: a `NamedTuple` class whose fields are keys of every block of this kind.
+        default: the name where a config has no such block; "" if it must have one.
     """
 
     table: Mapping[str, Callable]
     options: Callable[[Any], dict[str, Option]] = options
     shared: type | None = None
+    default: str = ""
 
 
 class NoSettings(NamedTuple):
@@ -122,7 +124,7 @@ def _bind_named(
     block: Mapping, key: str, kind: Kind, trust: Sequence[str], into: dict, problems: list[str]
 ) -> bool:
     """As `_bind`, for a block whose keys are those of the factory that its name stands for."""
-    name = block.get("name")
+    name = block.get("name") if block else kind.default
     if not isinstance(name, str) or not name:
         problems.append(f"{key}.name is missing: one of {names.listing(kind.table)}")
         return False

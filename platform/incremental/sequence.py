@@ -169,7 +169,7 @@ def advance(
         state = dataclasses.replace(state, metrics=metrics)
         due = ((i + 1) % log_every == 0) | (i + 1 == plan.steps)
         batch = select(plan, examples, tables, i)
-        learn = lambda state: step.train_step(plan.recipe, state, batch, due)
+        learn = lambda state: step.train_step(plan.recipe, state, batch, due, i)
         if plan.ragged:
             state = jax.lax.cond(jnp.any(batch["weights"] > 0), learn, lambda s: s, state)
         else:
@@ -306,8 +306,8 @@ def given(
 def end(recipe: Recipe, state: TrainState) -> TrainState:
     """Returns the state after the learner's end of an experience."""
     learner, moment = recipe.learner, learners.moment_of(state)
-    if learner.memory is not None:
-        memory = learners.memory_of(state)
+    memory = learners.memory_of(state)
+    if memory:
         forward = lambda params, rows: step.forward(recipe, params, state, normalise(rows))
         there = memory["priority"] < memories.EMPTY
         arguments = (state.params, memory["rows"], there, forward, moment)

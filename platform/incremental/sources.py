@@ -14,7 +14,7 @@ from lamina.platform.incremental import sequence
 from lamina.platform.incremental.sequence import Examples, Plan, Segments, Tables
 from lamina.platform.incremental.stream import Labels, Shared, Stream, aligned, check_labels
 from lamina.platform.training.experiment import Experiment
-from lamina.platform.training.learners import Learner
+from lamina.platform.training.learners import PLAIN, Learner
 from lamina.sharding import rules as partition_rules
 from lamina.sharding.mesh import batch_parallelism
 
@@ -100,10 +100,19 @@ def check_learner(config: Any, learner: Learner, stream: Stream) -> None:
             f"learner {name!r} needs a model that was trained before: set init_from to a run, a "
             "checkpoint or a safetensors file"
         )
+    if config.islands.name != "none":
+        alone = ("begin", "end", "sweep", "review", "predict", "after")
+        own = [hook for hook in alone if getattr(learner, hook) is not getattr(PLAIN, hook)]
+        if own:
+            raise UserError(
+                f"learner {name!r} can't learn on islands yet: it acts beside the steps "
+                f"({', '.join(own)}); learners that do so in the steps alone can, such as "
+                "finetune, er, agem, gem, der and derpp"
+            )
     memory = learner.memory
     if memory is not None:
         for draw in memory.draws.values():
-            rows = draw.rows or config.data.batch_size
+            rows = draw.rows or config.data.batch_size // config.islands.get("number", 1)
             if memory.slots < rows:
                 raise UserError(
                     f"learner.memory = {memory.slots} is smaller than the {rows} rows that are "

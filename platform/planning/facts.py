@@ -83,7 +83,7 @@ def gather(experiment: experiments.Experiment, layout: Layout) -> Facts:
     axes = {**flat(experiment.recipe.model.axes), **axes}
     parts = {
         "parameters": (state.params, state.frozen),
-        "moments": state.optimizer_state,
+        "moments": (state.optimizer_state, state.islands),
         "rest": (state.ema, state.model_state, state.metrics, state.loss_scale),
     }
     leaves = tuple(

@@ -167,7 +167,8 @@ def prepare(
     )
     batch = sources.example_batch(data, streams[0])
     steps = int(streams[0].steps.sum())
-    stream = experiment.Stream(learner, space, steps, per_seed, batch)
+    ends = tuple(int(end) for end in np.cumsum(streams[0].steps))
+    stream = experiment.Stream(learner, space, steps, per_seed, batch, ends)
     parts = experiment.assemble(config, trust, devices, dataset=dataset, stream=stream)
     writers.check_trackers(config.trackers)
     loaded = loading.NOTHING
@@ -184,6 +185,7 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
         for key, values in configs.difference(old, new).items()
         if not any(key == free or key.startswith(f"{free}.") for free in FREE)
     }
+    differences.pop("islands.number", None)
     seeds = differences.get("seeds")
     if seeds is not None and isinstance(seeds[0], tuple) and set(seeds[0]) < set(seeds[1]):
         del differences["seeds"]
@@ -368,6 +370,7 @@ def finish(recorder: Recorder, prepared: Prepared, state: TrainState, context: C
         "steps_per_second": per_second,
         "examples_per_second": per_second * c.data.batch_size * parts.seeds.number,
         **efficiency.shares(totals),
+        **efficiency.traffic(parts, parts.steps),
         "energy_joules": recorder.meter.update(),
         "phases": totals,
         "learner_bytes": layout.bytes_per_device(parts.state.learner) // parts.seeds.number,

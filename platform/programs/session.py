@@ -1,11 +1,16 @@
 """A session of a run: what stands between opening its checkpoints and its first step."""
 
-from collections.abc import Sequence
+import dataclasses
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import jax
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
 
 from lamina.platform import config as configs
+from lamina.platform.checkpoints.manifest import ArrayRecord
 from lamina.platform.checkpoints.store import Store
 from lamina.platform.programs.context import Context
 from lamina.platform.reporting import folder, records, storage, writers
@@ -13,6 +18,7 @@ from lamina.platform.reporting.clock import Clock
 from lamina.platform.reporting.energy import Meter
 from lamina.platform.reporting.protocol import RunInfo, Writer
 from lamina.platform.training import evaluation, loading
+from lamina.platform.training import islands as archipelago
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.recorder import Recorder
 from lamina.platform.training.state import TrainState
@@ -53,7 +59,7 @@ def resume(
     Raises:
         UserError: no checkpoint is usable.
     """
-    restored = store.restore(parts.state)
+    restored = store.restore(parts.state, form=partial(_saved_form, parts))
     for note in restored.notes if restored else ():
         context.say(note)
     saved = restored.extra if restored else {}
@@ -67,7 +73,43 @@ def resume(
     path = storage.as_path(context.workdir) / folder.METRICS
     history = cut_metrics(path, start if restored else -1)
     session = Session(start, clock, meter, history, open_log(parts, context, start))
-    return session, restored.state if restored else None
+    return session, _fitting(parts, restored.state, context) if restored else None
+
+
+def _saved_form(parts: Experiment, arrays: Mapping[str, ArrayRecord]) -> TrainState:
+    """Returns the state of a checkpoint with as many islands as it has, the others' shapes ours."""
+    axis = int(parts.seeds.number > 1)
+    shapes = [record.shape for name, record in arrays.items() if name.startswith("islands/")]
+    if parts.recipe.islands is None or not shapes:
+        return parts.state
+    number = shapes[0][axis]
+
+    def of(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+        shape = (*leaf.shape[:axis], number, *leaf.shape[axis + 1 :])
+        if shape == leaf.shape:
+            return leaf
+        sharding = leaf.sharding
+        assert isinstance(sharding, NamedSharding)
+        spec = P(*sharding.spec[:axis], None, *sharding.spec[axis + 1 :])
+        place = NamedSharding(sharding.mesh, spec)
+        return jax.ShapeDtypeStruct(shape, leaf.dtype, sharding=place)
+
+    return dataclasses.replace(parts.state, islands=jax.tree.map(of, parts.state.islands))
+
+
+def _fitting(parts: Experiment, state: TrainState, context: Context) -> TrainState:
+    """Returns a restored state with as many islands as the run has now."""
+    shapes = lambda tree: [leaf.shape for leaf in jax.tree.leaves(tree.islands)]
+    if shapes(state) == shapes(parts.state):
+        return state
+    islands, plan = parts.recipe.islands, parts.seeds._replace(per_seed_rows=False)
+    assert islands is not None
+    before = shapes(state)[0][int(plan.number > 1)]
+    context.say(f"{before} islands so far, {islands.method.number} from here on")
+    resize = plan.lift(lambda state, _: archipelago.resized(islands, state))
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
+    jitted = jax.jit(lambda s: plan.join(resize(plan.split(s), ())), out_shardings=shardings)
+    return jitted(state)
 
 
 def recorder(

@@ -90,8 +90,8 @@ def prepare(
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns the differences between a run's config and a new one with which it can't go on.
 
-    What is in `FREE` may change, seeds may be added, and the run may become longer where its
-    schedule's past doesn't depend on its length.
+    What is in `FREE` may change, islands may leave or join, seeds may be added, and the run may
+    become longer where its past doesn't depend on its length.
     """
     differences = {
         key: values
@@ -100,8 +100,15 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     }
     steps = differences.get("steps")
     longer = steps is not None and isinstance(steps[0], int) and 0 < steps[0] < steps[1]
-    if longer and schedules.extendable(**new["schedule"]):
+    every = new["islands"].get("every", 1)  # a last round that was shorter would go on
+    if (
+        steps is not None
+        and longer
+        and steps[0] % every == 0
+        and schedules.extendable(**new["schedule"])
+    ):
         del differences["steps"]
+    differences.pop("islands.number", None)
     seeds = differences.get("seeds")
     if seeds is not None and isinstance(seeds[0], tuple) and set(seeds[0]) < set(seeds[1]):
         del differences["seeds"]

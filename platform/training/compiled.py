@@ -11,7 +11,7 @@ import numpy as np
 from lamina.models import placement
 from lamina.platform.data.feed import Feed
 from lamina.platform.errors import DivergedError
-from lamina.platform.training import evaluation_step, layout, step
+from lamina.platform.training import chunk, evaluation_step, layout, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
 from lamina.sharding import rules as partition_rules
@@ -64,8 +64,8 @@ def train_program(experiment: Experiment, feed: Feed, rows: Any) -> Program:
         rows: the abstract rows of a window (`rows.RowWindows`).
     """
     length = experiment.config.steps_per_call
-    chunk = partial(
-        step.train_chunk,
+    steps = partial(
+        chunk.train_chunk,
         experiment.recipe,
         experiment.seeds,
         constrained(experiment, feed, experiment.seeds.per_seed_rows),
@@ -74,8 +74,8 @@ def train_program(experiment: Experiment, feed: Feed, rows: Any) -> Program:
     shardings = jax.tree.map(lambda leaf: leaf.sharding, experiment.state)
     whole = partition_rules.replicated(experiment.mesh)
     if experiment.config.debug.check_nans:
-        return Program(_checking_nans(jax.jit(chunk, out_shardings=(shardings, whole))))
-    jitted = jax.jit(chunk, donate_argnums=0, out_shardings=(shardings, whole))
+        return Program(_checking_nans(jax.jit(steps, out_shardings=(shardings, whole))))
+    jitted = jax.jit(steps, donate_argnums=0, out_shardings=(shardings, whole))
     span = jax.ShapeDtypeStruct((2,), jnp.int32, sharding=whole)
     return compile_program(jitted, experiment.state, feed.constants, rows, span)
 
@@ -129,13 +129,13 @@ def evaluation_program(experiment: Experiment, feed: Feed, rows: Any, totals: An
         rows: what it reads for a call, as `jax.ShapeDtypeStruct`s with shardings.
         totals: the metrics' sums, likewise.
     """
-    chunk = partial(
+    batches = partial(
         evaluation_step.evaluate_chunk,
         experiment.recipe,
         experiment.seeds,
         constrained(experiment, feed, per_seed=False),
     )
-    jitted = jax.jit(chunk, out_shardings=partition_rules.replicated(experiment.mesh))
+    jitted = jax.jit(batches, out_shardings=partition_rules.replicated(experiment.mesh))
     return compile_program(jitted, totals, experiment.state, feed.constants, rows)
 
 

@@ -10,6 +10,7 @@ import numpy as np
 from lamina.platform.checkpoints.store import Store
 from lamina.platform.errors import UserError
 from lamina.platform.training import compiled, initial, layout, learners, loop, rows, seeds, step
+from lamina.platform.training import islands as archipelago
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.loading import Loaded
 from lamina.platform.training.state import TrainState, step_keys
@@ -44,7 +45,9 @@ def explain(parts: Experiment, loaded: Loaded, store: Store, seed: int, bad_step
         if parts.seeds.per_seed_rows:
             row = jax.tree.map(lambda r: r[index], row)
         batch = feed.select(feed.constants, jax.tree.map(jnp.asarray, row))
-        return f"seed {seed}: {_first_bad(parts, one, batch, bad_step)}"
+        if parts.recipe.islands is not None:
+            return f"seed {seed}: {_on_an_island(parts, one, batch, bad_step)}"
+        return f"seed {seed}: {_first_bad(parts, one, batch, bad_step)[0]}"
 
 
 def _state_before(parts: Experiment, loaded: Loaded, store: Store, bad_step: int) -> TrainState:
@@ -69,21 +72,35 @@ def _replay(parts: Experiment, feed: Any, state: TrainState, stop: int) -> Train
     return state
 
 
-def _first_bad(parts: Experiment, state: TrainState, batch: Any, bad_step: int) -> str:
-    """Returns a sentence that names the first array that isn't finite: data, weights, gradient."""
+def _on_an_island(parts: Experiment, state: TrainState, batch: Any, bad_step: int) -> str:
+    """Returns the same of the first island on which something isn't finite."""
+    islands, text = parts.recipe.islands, ""
+    assert islands is not None
+    for number in range(islands.method.number):
+        own = archipelago.island(islands, state, number)
+        rows = archipelago.rows_of(islands, batch, number)
+        text, found = _first_bad(parts, own, rows, bad_step)
+        if found:
+            return f"on island {number}, {text}"
+    return text
+
+
+def _first_bad(parts: Experiment, state: TrainState, batch: Any, bad_step: int) -> tuple[str, bool]:
+    """Returns (a sentence that names the first array that isn't finite, whether there is one)."""
     for name, array in sorted(batch.items()):
         if not _finite(array):
-            return f"step {bad_step} is given {name!r} that are not finite: look at the data"
+            text = f"step {bad_step} is given {name!r} that are not finite: look at the data"
+            return text, True
     for path, leaf in sorted(layout.flat(state.params).items()):
         if not _finite(leaf):
             return (
                 f"the parameter {path} was not finite before step {bad_step}: the update of the "
                 "step before overflowed; lower optimizer.learning_rate, or set clip_norm"
-            )
+            ), True
     for path, leaf in jax.tree_util.tree_leaves_with_path(state.optimizer_state):
         if jnp.issubdtype(leaf.dtype, jnp.floating) and not _finite(leaf):
             where = partition_rules.path_name(path)
-            return f"the optimizer's {where} was not finite before step {bad_step}"
+            return f"the optimizer's {where} was not finite before step {bad_step}", True
     _, key = step_keys(state.seed, state.step)
 
     def gradient_of(state: TrainState, batch: Any) -> tuple[Any, jax.Array]:
@@ -94,10 +111,9 @@ def _first_bad(parts: Experiment, state: TrainState, batch: Any, bad_step: int) 
     grads, loss = jax.jit(gradient_of)(state, batch)
     bad = [path for path, leaf in sorted(layout.flat(grads).items()) if not _finite(leaf)]
     shown = ", ".join(bad[:4]) + (f" and {len(bad) - 4} more" if len(bad) > 4 else "")
-    return (
-        f"the loss of step {bad_step} is {float(loss)} though data and parameters were finite; "
-        + (f"gradients that are not finite: {shown}" if bad else "all gradients are finite")
-    )
+    text = f"the loss of step {bad_step} is {float(loss)} though data and parameters were finite; "
+    text += f"gradients that are not finite: {shown}" if bad else "all gradients are finite"
+    return text, bool(bad) or not _finite(loss)
 
 
 def _finite(array: jax.Array) -> bool:

@@ -102,6 +102,7 @@ def figures(experiment: Experiment, steps: int, phases: Mapping[str, float]) -> 
         model_flops_per_second_per_device: the same, over the same time.
         mfu: that as a share of the device's peak; None where `peak` doesn't know it.
         goodput, checkpoint_stall_seconds: see `shares`.
+        communication: see `traffic`.
     """
     c, devices = experiment.config, experiment.mesh.size
     training = phases.get("train", 0.0) + phases.get("data", 0.0)
@@ -124,7 +125,35 @@ def figures(experiment: Experiment, steps: int, phases: Mapping[str, float]) -> 
         "model_flops_per_second_per_device": per_device,
         "mfu": per_device / limit if per_device is not None and limit else None,
         **shares(phases),
+        **traffic(experiment, steps),
     }
+
+
+def traffic(experiment: Experiment, steps: int) -> dict[str, Any]:
+    """Returns what islands have sent, {} where there are none.
+
+    Args:
+        experiment: the run's parts.
+        steps: how many were done.
+
+    Returns:
+        communication: `islands`, `rounds` (in an exchange: steps), and `bytes` and
+            `bytes_per_step` that each island has sent, for each seed. What an all-reduce or an
+            all-gather makes of them on a network is not counted.
+    """
+    islands, state = experiment.recipe.islands, experiment.state
+    if islands is None:
+        return {}
+    rounds, several = islands.rounds(steps), experiment.seeds.number > 1
+    one = lambda leaf: jax.ShapeDtypeStruct(leaf.shape[several:], leaf.dtype)
+    sent = islands.sent(jax.tree.map(one, state.params), jax.tree.map(one, state.model_state))
+    found = {
+        "islands": islands.method.number,
+        "rounds": rounds,
+        "bytes": rounds * sent,
+        "bytes_per_step": rounds * sent / steps if steps else 0.0,
+    }
+    return {"communication": found}
 
 
 def shares(phases: Mapping[str, float]) -> dict[str, float | None]:

@@ -22,8 +22,11 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.data.table import DATASETS
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import schedules, table, weights
+from lamina.platform.optimizers.islands.method import Exchange, Method, Rounds
+from lamina.platform.optimizers.islands.table import METHODS
 from lamina.platform.training import (
     contradictions,
+    islands,
     layout,
     learners,
     optimizing,
@@ -53,6 +56,7 @@ SCHEMA = configs.Schema(
     },
     kinds={
         "data": configs.Kind(DATASETS, shared=settings.Data),
+        "islands": configs.Kind(METHODS, default="none"),
         "model": configs.Kind(MODELS),
         "optimizer": configs.Kind(table.OPTIMIZERS, table.options, settings.Optimizer),
         "schedule": configs.Kind(schedules.SCHEDULES),
@@ -100,6 +104,7 @@ class Stream(NamedTuple):
         steps: of the whole stream.
         per_seed: whether each seed has a stream of its own.
         batch: of one seed, as `jax.ShapeDtypeStruct`s.
+        ends: steps done at the end of each experience.
     """
 
     learner: learners.Learner
@@ -107,6 +112,7 @@ class Stream(NamedTuple):
     steps: int
     per_seed: bool
     batch: Any
+    ends: tuple[int, ...]
 
 
 class Members(NamedTuple):
@@ -209,13 +215,12 @@ def _assemble(
     members: Members | None,
 ) -> Experiment:
     mesh = meshes.create(devices, **c.mesh)
-    ways = meshes.batch_parallelism(mesh) * c.accumulation
-    if c.data.batch_size % ways:
-        raise UserError(
-            f"data.batch_size = {c.data.batch_size} doesn't divide by {ways}: the mesh "
-            f"({meshes.describe(mesh)}) splits a batch in "
-            f"{meshes.batch_parallelism(mesh)}, accumulation in {c.accumulation}"
-        )
+    method = configs.build(
+        c.islands, SCHEMA.kinds["islands"], "islands", trust, islands.whole(mesh)
+    )
+    _check_batch(c, mesh, method)
+    if isinstance(method, Exchange) and c.precision == "float16":
+        raise UserError(f"islands.name = {c.islands.name!r}: float16 isn't for it, use bfloat16")
     if c.data.balance_length:
         dataset = _balanced(c, dataset, meshes.batch_parallelism(mesh))
     spec = dataset.spec
@@ -243,10 +248,13 @@ def _assemble(
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
         placement=placement.Placement(
-            mesh.devices.flat[0].platform, mesh, partition_rules.of_activations(rules, mesh)
+            mesh.devices.flat[0].platform, mesh, _activations(rules, mesh, method is not None)
         ),
         learner=stream.learner if stream else learners.PLAIN,
         space=stream.space if stream else None,
+        islands=islands.Islands(method, stream.ends if stream else (steps,), mesh)
+        if method
+        else None,
     )
 
     def rebuild(hyper: Mapping[str, Any]) -> step.Recipe:
@@ -270,8 +278,23 @@ def _assemble(
     one = jax.eval_shape(
         lambda hyper: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}, hyper), hyper
     )
+    if isinstance(method, Rounds) and (
+        weights.keeps_average(one.islands["optimizer_state"])
+        or weights.keeps_average(one.optimizer_state)
+    ):
+        raise UserError(
+            "a schedule-free optimizer evaluates other weights than it trains, which islands "
+            "don't average: take another optimizer, or islands.name = 'demo'"
+        )
     shardings = layout.state_shardings(
-        one, trained.axes(one.params), model.axes, recipe.optimizer, rules, mesh, plan.number > 1
+        one,
+        trained.axes(one.params),
+        model.axes,
+        recipe.optimizer,
+        rules,
+        mesh,
+        plan.number > 1,
+        recipe.islands,
     )
     if plan.number > 1:
         one = jax.tree.map(
@@ -279,6 +302,40 @@ def _assemble(
         )
     state = layout.abstract(one, shardings)
     return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
+
+
+def _check_batch(c: FrozenConfigDict, mesh: Mesh, method: Method | None) -> None:
+    """Raises a `UserError` where mesh, islands and accumulation don't divide the batch."""
+    size, number = c.data.batch_size, method.number if method else 1
+    if number % mesh.shape["replica"] and method:
+        raise UserError(
+            f"mesh.replica = {mesh.shape['replica']} doesn't divide the {number} islands: use "
+            f"mesh.replica = {number}, a divisor of it, or islands.number = "
+            f"{mesh.shape['replica']}"
+        )
+    if size % number:
+        raise UserError(
+            f"data.batch_size = {size} doesn't divide by islands.number = {number}: each island "
+            f"has an equal part of every batch; use {size - size % number or number}"
+        )
+    parts = meshes.batch_parallelism(mesh)
+    if method:
+        parts = parts // mesh.shape["replica"] * number
+    if size % (parts * c.accumulation):
+        split = f"the mesh ({meshes.describe(mesh)})" + (f" and {number} islands" if method else "")
+        raise UserError(
+            f"data.batch_size = {size} doesn't divide by {parts * c.accumulation}: {split} "
+            f"{'split' if method else 'splits'} a batch in {parts}, accumulation in "
+            f"{c.accumulation}"
+        )
+
+
+def _activations(rules: partition_rules.Rules, mesh: Mesh, on_island: bool) -> Any:
+    """Returns what splits activations; on an island the mesh axis of the islands doesn't."""
+    found = partition_rules.of_activations(rules, mesh)
+    if not on_island:
+        return found
+    return {name: tuple(a for a in axes if a != "replica") for name, axes in found.items()}
 
 
 def build_model(

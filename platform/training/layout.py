@@ -1,5 +1,6 @@
 """Where the train state lies: a sharding for each of its arrays."""
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -13,12 +14,14 @@ from lamina.models import axes as logical_axes
 from lamina.models import placement
 from lamina.models.functional import FunctionalModel
 from lamina.platform.errors import UserError
+from lamina.platform.optimizers.islands.method import Rounds
+from lamina.platform.training.islands import Islands
 from lamina.platform.training.parameters import flat, nested
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.tasks import Task
 from lamina.sharding import auto
 from lamina.sharding import rules as partition_rules
-from lamina.sharding.mesh import batch_parallelism
+from lamina.sharding.mesh import BATCH_AXES
 
 
 def rules(
@@ -72,6 +75,7 @@ def state_shardings(
     chosen: partition_rules.Rules,
     mesh: Mesh,
     seed_axis: bool,
+    islands: Islands | None = None,
 ) -> TrainState:
     """Returns the sharding of every array of a train state.
 
@@ -86,6 +90,7 @@ def state_shardings(
         chosen: where the dimensions of parameters go.
         mesh: the mesh.
         seed_axis: whether the state has a leading seed axis, split over the mesh axis `seed`.
+        islands: whose own parts of the state are split over the mesh axis `replica`.
 
     Raises:
         ValueError: a dimension doesn't divide, a rule names an axis that the mesh lacks or a path
@@ -108,63 +113,87 @@ def state_shardings(
         spec = partition_rules.partition_spec(names, leaf.shape, chosen, mesh, name, state=state)
         return NamedSharding(mesh, spec)
 
-    moments = optax.tree_utils.tree_map_params(
-        optimizer,
-        lambda leaf, sharding, param: (
-            leaf
-            if isinstance(leaf, optax.MaskedNode)
-            else sharding
-            if leaf.shape == param.shape
-            else whole
-        ),
-        state.optimizer_state,
-        of_params(state.params, state=True),
-        state.params,
-        transform_non_params=lambda leaf: whole,
-        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),  # another part's parameter
-    )
+    def moments(optimizer: optax.GradientTransformation, tree: Any) -> Any:
+        return optax.tree_utils.tree_map_params(
+            optimizer,
+            lambda leaf, sharding, param: (
+                leaf
+                if isinstance(leaf, optax.MaskedNode)
+                else sharding
+                if leaf.shape == param.shape
+                else whole
+            ),
+            tree,
+            of_params(state.params, state=True),
+            state.params,
+            transform_non_params=lambda leaf: whole,
+            is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),  # another part's parameter
+        )
+
+    def of_learner(tree: Any) -> Any:
+        like = flat(of_params(state.params, state=True))
+        return _of_learner(tree, state, like, mesh, islands is not None)
+
     everywhere = jax.tree.map(lambda leaf: whole, state)
+    own: dict[str, Any] = {}
+    outer = optimizer
+    if islands is not None:
+        one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.islands)
+        own = jax.tree.map(lambda leaf: whole, one)
+        own["learner"] = of_learner(one["learner"])
+        if isinstance(islands.method, Rounds):
+            outer = islands.method.outer
+            own["params"] = of_params(one["params"])
+            own["optimizer_state"] = moments(optimizer, one["optimizer_state"])
+        else:
+            own["momentum"] = moments(islands.method.transformation, one["momentum"])
+        own = jax.tree.map(lambda s: _leading(s, mesh, "replica"), own)
     shardings = TrainState(
         step=whole,
         seed=whole,
         params=of_params(state.params),
         frozen=of_params(state.frozen),
         model_state=everywhere.model_state,
-        optimizer_state=moments,
+        optimizer_state=moments(outer, state.optimizer_state),
         ema=of_params(state.ema, state=True),
         loss_scale=everywhere.loss_scale,
         metrics=everywhere.metrics,
         nonfinite_step=whole,
-        learner=_of_learner(state, flat(of_params(state.params, state=True)), mesh),
+        learner=of_learner(state.learner),
+        islands=own,
         hyper=everywhere.hyper,
     )
-    return jax.tree.map(lambda s: _with_seed(s, mesh), shardings) if seed_axis else shardings
+    return jax.tree.map(lambda s: _leading(s, mesh, "seed"), shardings) if seed_axis else shardings
 
 
-def _of_learner(state: TrainState, params: Mapping[str, Any], mesh: Mesh) -> Any:
+def _of_learner(
+    tree: Any, state: TrainState, params: Mapping[str, Any], mesh: Mesh, on_island: bool
+) -> Any:
     """Returns the shardings of a learner's state.
 
     What it keeps for each parameter lies as the parameter does, the slots of a memory are split
     like a batch where they divide, and all else is copied.
     """
-    whole, ways = partition_rules.replicated(mesh), batch_parallelism(mesh)
+    whole = partition_rules.replicated(mesh)
+    axes = tuple(axis for axis in BATCH_AXES if not (on_island and axis == "replica"))
+    ways = math.prod(mesh.shape[axis] for axis in axes)
     shapes = {name: leaf.shape for name, leaf in flat(state.params).items()}
 
     def of(name: str, leaf: Any) -> NamedSharding:
         if name.startswith("memory/rows/"):
-            return partition_rules.batch_sharding(mesh) if leaf.shape[0] % ways == 0 else whole
+            return NamedSharding(mesh, P(axes)) if leaf.shape[0] % ways == 0 else whole
         parts = name.split("/")
         ends = ("/".join(parts[i:]) for i in range(len(parts)))
         like = next((end for end in ends if shapes.get(end) == leaf.shape), None)
         return params[like] if like else whole
 
     named = lambda path, leaf: of(partition_rules.path_name(path), leaf)
-    return jax.tree.map_with_path(named, state.learner)
+    return jax.tree.map_with_path(named, tree)
 
 
-def _with_seed(sharding: NamedSharding, mesh: Mesh) -> NamedSharding:
-    leading = "seed" if mesh.shape["seed"] > 1 else None
-    return NamedSharding(mesh, P(leading, *sharding.spec))
+def _leading(sharding: NamedSharding, mesh: Mesh, axis: str) -> NamedSharding:
+    """Returns the sharding of several of an array, along a mesh axis."""
+    return NamedSharding(mesh, P(axis if mesh.shape[axis] > 1 else None, *sharding.spec))
 
 
 def bytes_per_device(tree: Any) -> int:

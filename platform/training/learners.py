@@ -237,8 +237,11 @@ def set_hyper(learner: Learner, state: TrainState) -> TrainState:
             return own | {name: put(own[name], value) for name, value in values.items()}
         return jax.device_put(np.full(own.shape, values, own.dtype), own.sharding)
 
-    own = put(own_of(state), learner.hyper)
-    return dataclasses.replace(state, learner=state.learner | {_OWN: own})
+    if state.islands:
+        islands = state.islands["learner"]
+        islands = islands | {_OWN: put(islands[_OWN], learner.hyper)}
+        return dataclasses.replace(state, islands=state.islands | {"learner": islands})
+    return with_own(state, put(own_of(state), learner.hyper))
 
 
 def _joined(own: Own, hyper: Mapping[str, Any]) -> Own:
@@ -248,6 +251,13 @@ def _joined(own: Own, hyper: Mapping[str, Any]) -> Own:
         for name, value in hyper.items()
     }
     return own | inner
+
+
+def apart(learner: Own) -> tuple[Own, Own]:
+    """Returns what each of several islands has of its own in `TrainState.learner`, and the rest."""
+    own = {name: part for name, part in learner.items() if name in (_OWN, _MEMORY)}
+    common = {name: part for name, part in learner.items() if name not in own}
+    return own, common | ({_OWN: {}} if own else {})
 
 
 def own_of(state: TrainState) -> Own:

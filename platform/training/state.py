@@ -29,6 +29,7 @@ class TrainState:
         metrics: sums since the last record.
         nonfinite_step: int32 []: the first step whose loss was not finite, or -1.
         learner: of incremental learning, or empty.
+        islands: what each island has of its own, along a leading axis, or empty without islands.
         hyper: config key to the value of a hyper-parameter that is data here, [] each; empty where
             all of them are constants of the program.
     """
@@ -44,6 +45,7 @@ class TrainState:
     metrics: Metrics
     nonfinite_step: jax.Array
     learner: dict[str, Any] = dataclasses.field(default_factory=dict)
+    islands: dict[str, Any] = dataclasses.field(default_factory=dict)
     hyper: dict[str, Any] = dataclasses.field(default_factory=dict)
 
 

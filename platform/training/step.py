@@ -1,7 +1,8 @@
-"""The training step: one pure function, and the chunk of steps that is dispatched at once."""
+"""The training step: one pure function."""
 
 import dataclasses
 from collections.abc import Callable, Mapping
+from functools import partial
 from types import MappingProxyType
 from typing import Any, NamedTuple
 
@@ -14,10 +15,10 @@ from lamina.models.functional import FunctionalModel
 from lamina.models.spec import Output
 from lamina.platform.data.feed import normalise
 from lamina.platform.optimizers import loss_scale
+from lamina.platform.training import islands as archipelago
 from lamina.platform.training import learners
 from lamina.platform.training.learners import Learner, Mixed
 from lamina.platform.training.parameters import Parameters, replace
-from lamina.platform.training.seeds import Seeds
 from lamina.platform.training.state import (
     Metrics,
     TrainState,
@@ -49,6 +50,7 @@ class Recipe(NamedTuple):
         placement: how the activations lie on the mesh.
         learner: of incremental learning; the default is plain training.
         space: the sizes of its stream, or None.
+        islands: how several replicas learn apart, or None.
         rebuild: `TrainState.hyper` to the recipe with these values in place of the config's.
     """
 
@@ -66,6 +68,7 @@ class Recipe(NamedTuple):
     placement: placement.Placement
     learner: Learner = learners.PLAIN
     space: learners.Space | None = None
+    islands: archipelago.Islands | None = None
     rebuild: Callable[[Mapping[str, Any]], Any] | None = None
 
 
@@ -123,7 +126,8 @@ def init(
             key=jax.random.fold_in(key, 4),
         )
         state = dataclasses.replace(state, learner=learners.start(recipe.learner, setup))
-    return dataclasses.replace(state, metrics=_empty_metrics(recipe, state, batch))
+    state = dataclasses.replace(state, metrics=_empty_metrics(recipe, state, batch))
+    return state if recipe.islands is None else archipelago.begin(recipe.islands, state)
 
 
 def _empty_metrics(recipe: Recipe, state: TrainState, batch: Any) -> Metrics:
@@ -142,11 +146,18 @@ def _empty_metrics(recipe: Recipe, state: TrainState, batch: Any) -> Metrics:
     scalar = jax.ShapeDtypeStruct((), jnp.float32)
     names = ["learning_rate", *jax.eval_shape(_norms, state.params, state.params)]
     names += ["loss_scale"] if recipe.scale_loss else []
+    names += [archipelago.SENT] if recipe.islands is not None else []
     own = {name: (scalar, scalar) for name in names}
     return zero_metrics({**jax.eval_shape(measured, state, batch), **own})
 
 
-def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) -> TrainState:
+def train_step(
+    recipe: Recipe,
+    state: TrainState,
+    batch: Batch,
+    due: jax.Array,
+    done: jax.Array | None = None,
+) -> TrainState:
     """Returns the state after one optimizer step.
 
     Args:
@@ -154,8 +165,16 @@ def train_step(recipe: Recipe, state: TrainState, batch: Batch, due: jax.Array) 
         state: of one seed.
         batch: arrays whose first dimension are the examples.
         due: bool []: whether a record follows this step; only then are norms measured.
+        done: int32 []: steps done before; give it where `state.step` is one of several seeds.
     """
     recipe = bound(recipe, state.hyper)
+    if recipe.islands is not None:
+        ends = recipe.islands.ends((state.step if done is None else done) + 1)
+        optimizer = archipelago.optimizer_of_one(recipe.islands, recipe.optimizer)
+        alone = recipe._replace(optimizer=optimizer, islands=None, ema_decay=None)
+        one = partial(train_step, alone)
+        new = archipelago.train_step(recipe.islands, one, state, batch, due, ends)
+        return dataclasses.replace(new, ema=_averaged(recipe, state, new.params))
     (new, grads, updates), metrics = _update(recipe, state, batch)
 
     def measured(grads, updates):
@@ -199,11 +218,6 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
         params, optimizer_state, model_state = loss_scale.keep(finite, after, before)
         scale_state = loss_scale.update(state.loss_scale, finite)
         metrics = {**metrics, "loss_scale": (scale_state.scale, jnp.ones(()))}
-    ema = state.ema
-    if recipe.ema_decay is not None:
-        count = state.step.astype(jnp.float32)
-        decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
-        ema = jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), ema, params)
     metrics = {
         **metrics,
         "learning_rate": (recipe.learning_rate(state.step, optimizer_state), jnp.ones(())),
@@ -215,12 +229,21 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
         params=params,
         model_state=model_state,
         optimizer_state=optimizer_state,
-        ema=ema,
+        ema=_averaged(recipe, state, params),
         loss_scale=scale_state,
         nonfinite_step=jnp.where(first_bad, state.step, state.nonfinite_step),
     )
     new = learners.finish_step(recipe.learner, state, new, grads, mixed, raw, output)
     return (new, grads, updates), metrics
+
+
+def _averaged(recipe: Recipe, state: TrainState, params: Any) -> Any:
+    """Returns the moving average after a step from `state` to `params`."""
+    if recipe.ema_decay is None:
+        return state.ema
+    count = state.step.astype(jnp.float32)
+    decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
+    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
 
 
 def forward(recipe: Recipe, trained: Any, state: TrainState, batch: Batch) -> Output:
@@ -340,50 +363,3 @@ def _norms(grads: Any, updates: Any) -> dict[str, jax.Array]:
         if len(groups) > 1:
             norms |= {f"{name}/{group}": jnp.sqrt(square) for group, square in groups.items()}
     return norms
-
-
-def train_chunk(
-    recipe: Recipe,
-    seeds: Seeds,
-    select: Callable[[Any, Any], Batch],
-    length: int,
-    state: TrainState,
-    constants: Any,
-    rows: Any,
-    span: jax.Array,
-) -> tuple[TrainState, dict[str, Any]]:
-    """Runs the next steps.
-
-    The number of steps is an argument and not part of the program, so that a shorter last chunk
-    runs the very same program.
-
-    Args:
-        recipe: the step's functions.
-        seeds: how several seeds are run.
-        select: makes a batch of the feed's constants and one row.
-        length: the largest number of steps; with 1 there is no loop.
-        state: of all seeds.
-        constants: the feed's arrays on the devices.
-        rows: for each step of a window, what the feed selects.
-        span: int32 [2]: which row of the window is that of the first step, and how many steps to
-            run, at most `length`.
-
-    Returns:
-        The state, and a summary for the record: the leaves of its `metrics` stacked, and its
-        `nonfinite_step`.
-    """
-    first = state.step if seeds.lowering == "single" else state.step[0]
-    fresh = first % recipe.log_every == 0
-    metrics = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.metrics)
-    parts = seeds.split(dataclasses.replace(state, metrics=metrics))
-
-    def body(i, parts):
-        batch = select(constants, jax.tree.map(lambda r: r[span[0] + i], rows))
-        due = (first + i + 1) % recipe.log_every == 0
-        step = lambda state, batch: train_step(recipe, state, batch, due)
-        return seeds.lift(step, "seed")(parts, batch)
-
-    parts = body(0, parts) if length == 1 else jax.lax.fori_loop(0, span[1], body, parts)
-    state = seeds.join(parts)
-    sums = jnp.stack(jax.tree.leaves(state.metrics))  # one array: one transfer to the host
-    return state, {"metrics": sums, "nonfinite_step": state.nonfinite_step}

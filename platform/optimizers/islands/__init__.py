@@ -1,0 +1,1 @@
+"""Low-communication training: what islands exchange, how often, and in how many bytes."""
