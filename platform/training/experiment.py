@@ -22,7 +22,6 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.data.table import DATASETS
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import schedules, table, weights
-from lamina.platform.optimizers.islands.method import Exchange, Method, Rounds
 from lamina.platform.optimizers.islands.table import METHODS
 from lamina.platform.training import (
     contradictions,
@@ -33,12 +32,12 @@ from lamina.platform.training import (
     parameters,
     seeds,
     settings,
+    splitting,
     step,
 )
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.tasks import TASKS, Task
 from lamina.sharding import mesh as meshes
-from lamina.sharding import rules as partition_rules
 
 SCHEMA = configs.Schema(
     settings=settings.Settings,
@@ -218,9 +217,7 @@ def _assemble(
     method = configs.build(
         c.islands, SCHEMA.kinds["islands"], "islands", trust, islands.whole(mesh)
     )
-    _check_batch(c, mesh, method)
-    if isinstance(method, Exchange) and c.precision == "float16":
-        raise UserError(f"islands.name = {c.islands.name!r}: float16 isn't for it, use bfloat16")
+    splitting.check_batch(c, mesh, method)
     if c.data.balance_length:
         dataset = _balanced(c, dataset, meshes.batch_parallelism(mesh))
     spec = dataset.spec
@@ -248,7 +245,7 @@ def _assemble(
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
         placement=placement.Placement(
-            mesh.devices.flat[0].platform, mesh, _activations(rules, mesh, method is not None)
+            mesh.devices.flat[0].platform, mesh, splitting.activations(rules, mesh, method)
         ),
         learner=stream.learner if stream else learners.PLAIN,
         space=stream.space if stream else None,
@@ -278,14 +275,7 @@ def _assemble(
     one = jax.eval_shape(
         lambda hyper: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}, hyper), hyper
     )
-    if isinstance(method, Rounds) and (
-        weights.keeps_average(one.islands["optimizer_state"])
-        or weights.keeps_average(one.optimizer_state)
-    ):
-        raise UserError(
-            "a schedule-free optimizer evaluates other weights than it trains, which islands "
-            "don't average: take another optimizer, or islands.name = 'demo'"
-        )
+    splitting.check_islands(c, method, one)
     shardings = layout.state_shardings(
         one,
         trained.axes(one.params),
@@ -302,40 +292,6 @@ def _assemble(
         )
     state = layout.abstract(one, shardings)
     return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
-
-
-def _check_batch(c: FrozenConfigDict, mesh: Mesh, method: Method | None) -> None:
-    """Raises a `UserError` where mesh, islands and accumulation don't divide the batch."""
-    size, number = c.data.batch_size, method.number if method else 1
-    if number % mesh.shape["replica"] and method:
-        raise UserError(
-            f"mesh.replica = {mesh.shape['replica']} doesn't divide the {number} islands: use "
-            f"mesh.replica = {number}, a divisor of it, or islands.number = "
-            f"{mesh.shape['replica']}"
-        )
-    if size % number:
-        raise UserError(
-            f"data.batch_size = {size} doesn't divide by islands.number = {number}: each island "
-            f"has an equal part of every batch; use {size - size % number or number}"
-        )
-    parts = meshes.batch_parallelism(mesh)
-    if method:
-        parts = parts // mesh.shape["replica"] * number
-    if size % (parts * c.accumulation):
-        split = f"the mesh ({meshes.describe(mesh)})" + (f" and {number} islands" if method else "")
-        raise UserError(
-            f"data.batch_size = {size} doesn't divide by {parts * c.accumulation}: {split} "
-            f"{'split' if method else 'splits'} a batch in {parts}, accumulation in "
-            f"{c.accumulation}"
-        )
-
-
-def _activations(rules: partition_rules.Rules, mesh: Mesh, on_island: bool) -> Any:
-    """Returns what splits activations; on an island the mesh axis of the islands doesn't."""
-    found = partition_rules.of_activations(rules, mesh)
-    if not on_island:
-        return found
-    return {name: tuple(a for a in axes if a != "replica") for name, axes in found.items()}
 
 
 def build_model(
