@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamina.platform.config import EVERYONE, Kind, NoSettings, Schema, build, resolve
-from lamina.platform.merging import averages, rebasin, sparse, spectral
+from lamina.platform.merging import averages, rebasin, soup, sparse, spectral
 from lamina.platform.merging.method import Method
 
 if TYPE_CHECKING:
@@ -15,6 +15,7 @@ if TYPE_CHECKING:
 MERGERS: Mapping[str, Callable[..., Any]] = {
     "dare": sparse.dare,
     "dare_l1": sparse.dare_l1,
+    "greedy_soup": soup.greedy_soup,
     "iso_c": spectral.iso_c,
     "linear": averages.linear,
     "model_stock": averages.model_stock,
