@@ -37,7 +37,7 @@ def repair(
     merged: Tree,
     inputs: jax.Array,
     *,
-    alpha: float = 0.5,
+    alpha: float | jax.Array = 0.5,
 ) -> Tree:
     """Returns a merged model whose units have the statistics of its ends.
 

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lamina.platform.config import Schema
 from lamina.platform.errors import UserError
-from lamina.platform.programs import incremental, lr_finder, sweep, train
+from lamina.platform.programs import incremental, lr_finder, rebasin, sweep, train
 from lamina.platform.sweeps import settings
 from lamina.platform.training import experiment
 
@@ -45,6 +45,14 @@ PROGRAMS: Mapping[str, Program] = {
         lr_finder.prepare,
         lr_finder.find,
         lr_finder.forbidden_changes,
+    ),
+    "rebasin": Program(
+        rebasin.SCHEMA,
+        rebasin.resolve,
+        rebasin.prepare,
+        rebasin.run,
+        rebasin.forbidden_changes,
+        rebasin.describe,
     ),
     "train": Program(
         experiment.SCHEMA,

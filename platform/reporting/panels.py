@@ -29,7 +29,7 @@ def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any
     program = config.get("program")
     if program == "sweep" and isinstance(result.get("table"), Sequence):
         return _sweep(workdir, result)
-    if program == "shootout" and isinstance(result.get("panels"), Sequence):
+    if program in ("shootout", "rebasin") and isinstance(result.get("panels"), Sequence):
         return [_stored(panel) for panel in result["panels"]]
     return []
 

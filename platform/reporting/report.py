@@ -180,14 +180,14 @@ def blocks(config: Mapping[str, Any], first: str) -> list[dict[str, Any]]:
         first: the title of the block of plain values.
 
     Returns:
-        [{"name", "rows": [{"key", "path" (dotted), "text"}]}]
+        [{"name", "rows": [{"key", "path" (dotted), "text", "changed" (False)}]}]
     """
     found = []
     plain = {key: value for key, value in config.items() if not isinstance(value, Mapping)}
     for name, values in ((first, plain), *((k, v) for k, v in config.items() if k not in plain)):
         prefix = "" if values is plain else f"{name}."
         rows = [
-            {"key": key, "path": f"{prefix}{key}", "text": page.value(value)}
+            {"key": key, "path": f"{prefix}{key}", "text": page.value(value), "changed": False}
             for key, value in storage.flatten(values).items()
         ]
         if rows:

@@ -68,10 +68,12 @@ def test_the_line_is_evaluated_at_each_place_and_exact_at_its_ends():
     assert found["n"].tolist() == [7, 7, 7]
 
 
-@pytest.mark.parametrize("alpha", [0.5, 0.25])
 @pytest.mark.parametrize(
-    ("name", "options"),
-    [("mlp", {"widths": (12, 10)}), ("convnet", {"width": 4, "stages": 2, "norm": "none"})],
+    ("name", "options", "alpha"),
+    [
+        ("mlp", {"widths": (12, 10)}, 0.25),
+        ("convnet", {"width": 4, "stages": 2, "norm": "none"}, 0.5),
+    ],
 )
 def test_units_of_a_repaired_model_have_the_mean_of_the_ends_statistics(
     name, options, alpha, inputs
