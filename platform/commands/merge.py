@@ -18,6 +18,7 @@ FLAGS = {
     "set": Flag((), "the method's keys: --set=density=0.2,scale=0.7"),
     "weights": Flag((), "a number for each model"),
     "dtype": Flag("", "float32, float16 or bfloat16; default: as the base or the first model"),
+    "align": Flag(False, "match the units of all to the base's or the first's before (runs only)"),
     "dry_run": Flag(False, "check everything that headers tell, and write nothing"),
     "trust": Flag((), "packages whose factories the runs' configs may name"),
 }
@@ -52,6 +53,7 @@ def main(arguments: Sequence[str]) -> int:
         dtype=flags["dtype"],
         out=flags["out"],
         trust=tuple(flags["trust"]),
+        align=flags["align"],
     )
     layouts = prepared.layouts.values()
     size = sum(layout.nbytes for layout in layouts)

@@ -40,6 +40,7 @@ class Recipe(NamedTuple):
         dtype: of the output's floating-point tensors; "" keeps each tensor's of the base, or of
             the first model.
         metadata: for the header of a single file.
+        aligned: whether the models' units were matched before.
     """
 
     name: str
@@ -49,6 +50,7 @@ class Recipe(NamedTuple):
     weights: Sequence[float] = ()
     dtype: str = ""
     metadata: Mapping[str, str] | None = None
+    aligned: bool = False
 
 
 class Prepared(NamedTuple):
@@ -185,7 +187,8 @@ def _manifest(
         "dtype": recipe.dtype,
         "models": entries,
     }
-    return found | ({"base": base[0]} if base else {})
+    found |= {"base": base[0]} if base else {}
+    return found | ({"aligned": True} if recipe.aligned else {})
 
 
 def _fingerprint(source: Source, checks: np.ndarray) -> str:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
+from lamina.platform.errors import UserError
 from lamina.platform.merging import files, sources
 from lamina.platform.merging.files import Prepared, Recipe
 from lamina.platform.merging.sources import InMemory, Source
@@ -22,6 +23,7 @@ def prepare(
     dtype: str = "",
     out: str,
     trust: Sequence[str] = (),
+    align: bool = False,
 ) -> Prepared:
     """Opens the models, and checks that they can be merged; writes nothing.
 
@@ -34,16 +36,20 @@ def prepare(
         dtype: of the output, or "" for that of the base (or first model).
         out: a file that ends in .safetensors, or a folder.
         trust: packages whose factories the runs' configs may name.
+        align: whether to match the units of each model to those of the base, or of the first model
+            (weight matching, Ainsworth et al. 2022, 2209.04836), before merging: of runs only.
 
     Raises:
         UserError: a model can't be read, the models don't fit each other, or the method or the
             output's place is wrong.
     """
-    opened = [open_model(path, trust) for path in (base, *models) if path]
+    if name == "weight_matching":
+        raise UserError("weight_matching is --method=linear --align here")
+    opened = _open_all([path for path in (base, *models) if path], trust, align)
     found = opened.pop(0) if base else None
     first = found or (opened[0] if opened else None)
     described = next(iter(first.metadata.values()), None) if first and not first.shards else None
-    recipe = Recipe(name, keys, opened, found, tuple(weights), dtype, described)
+    recipe = Recipe(name, keys, opened, found, tuple(weights), dtype, described, align)
     return files.prepare(recipe, out)
 
 
@@ -56,17 +62,50 @@ def open_model(path: str, trust: Sequence[str]) -> Source:
     Raises:
         UserError: there is no such model, or it is damaged.
     """
-    if sources.is_weights(path) or not os.path.exists(os.path.expanduser(path)):
+    if not _is_run(path):
         return sources.open_source(path)
+    from lamina.platform.merging import symmetries
+    from lamina.platform.training import trained
+
+    found = trained.read(path, trust=trust)
+    return _source(path, found, symmetries.joined(found.params, found.model_state))
+
+
+def _open_all(paths: Sequence[str], trust: Sequence[str], align: bool) -> list[Source]:
+    """Opens models, and matches the units of all to those of the first if that is wanted."""
+    if not align:
+        return [open_model(path, trust) for path in paths]
+    for path in paths:
+        if not _is_run(path):
+            raise UserError(
+                f"--align needs runs, and {path} is none: a file doesn't tell which units of a "
+                "model may change places"
+            )
+    from lamina.platform.merging import matching, symmetries
+    from lamina.platform.training import trained
+
+    opened, reference, spec = [], None, None
+    for path in paths:
+        found = trained.read(path, trust=trust)
+        tree = symmetries.joined(found.params, found.model_state)
+        if reference is None or spec is None:
+            reference, spec = tree, symmetries.derive(found.model, found.spec).spec
+        else:
+            tree = matching.align(spec, reference, tree)
+        opened.append(_source(path, found, tree))
+    return opened
+
+
+def _is_run(path: str) -> bool:
+    return not sources.is_weights(path) and os.path.exists(os.path.expanduser(path))
+
+
+def _source(path: str, found: Any, tree: Any) -> Source:
     import numpy as np
 
     from lamina.platform.checkpoints import names
     from lamina.platform.training import trained
 
-    found = trained.read(path, trust=trust)
-    tree = dict(found.params)
-    if found.model_state:
-        tree["model_state"] = found.model_state
     tensors = {name: InMemory(np.asarray(leaf)) for name, leaf in names.flatten(tree).items()}
     return Source(path, tensors, {}, {"": trained.describe(found)}, None, _axes(found.model.axes))
 
