@@ -29,6 +29,8 @@ ORDER = (
     "mesh",
     "sharding",
     "ema",
+    "swa",
+    "lawa",
     "adapters",
     "init_from_rules",
     "profile",

@@ -42,6 +42,7 @@ from lamina.platform.training import (
     loading,
     loop,
 )
+from lamina.platform.training import contradictions as training_contradictions
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.recorder import Recorder
 from lamina.platform.training.state import TrainState
@@ -90,8 +91,9 @@ def contradictions(c: FrozenConfigDict):
         yield "stream.epochs and stream.repeats should be at least 1"
     if c.stream.train_on == "train+validation" and c.stream.evaluate_on == "validation":
         yield "stream.evaluate_on = 'validation' is part of what stream.train_on trains on"
-    if c.clip_norm < 0 or not 0 <= c.ema.decay < 1 or c.checkpoint.keep < 1:
-        yield "clip_norm >= 0, 0 <= ema.decay < 1 and checkpoint.keep >= 1 should hold"
+    yield from training_contradictions.averages(c)
+    if c.clip_norm < 0 or c.checkpoint.keep < 1:
+        yield "clip_norm >= 0 and checkpoint.keep >= 1 should hold"
 
 
 SCHEMA = experiment.SCHEMA._replace(

@@ -49,8 +49,7 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         )
     if not 0 <= c.data.balance_length < math.inf:
         yield f"data.balance_length = {c.data.balance_length} should be 0 or more"
-    if not 0 <= c.ema.decay < 1:
-        yield f"ema.decay = {c.ema.decay} should lie in [0, 1)"
+    yield from averages(c)
     if not 0 <= c.optimizer.learning_rate < math.inf:
         yield f"optimizer.learning_rate = {c.optimizer.learning_rate} should be 0 or more"
     if c.clip_norm < 0:
@@ -94,6 +93,31 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
     ):
         if metric.startswith("test/"):
             yield f"{key} = {metric!r}: the test split isn't for selection, use validation/..."
+
+
+def averages(c: FrozenConfigDict) -> Iterator[str]:
+    """Yields what is wrong with the averages of the parameters."""
+    if not 0 <= c.ema.decay < 1:
+        yield f"ema.decay = {c.ema.decay} should lie in [0, 1)"
+    for key, value in (("swa.start", c.swa.start), ("swa.every", c.swa.every)):
+        if value < 0:
+            yield f"{key} = {value} should be a number of steps, or 0"
+    if c.lawa.every < 0 or c.lawa.latest < 1:
+        yield (
+            f"lawa.every = {c.lawa.every} should be a number of steps, or 0, and lawa.latest = "
+            f"{c.lawa.latest} at least 1"
+        )
+    kept = {"ema.decay": c.ema.decay, "swa.every": c.swa.every, "lawa.every": c.lawa.every}
+    chosen = [f"{key} = {value}" for key, value in kept.items() if value]
+    if len(chosen) > 1:
+        yield f"{' and '.join(chosen)}: evaluation takes one average, set the others to 0"
+    if c.swa.every and c.steps and c.swa.start + c.swa.every > c.steps:
+        yield (
+            f"swa.start = {c.swa.start} and swa.every = {c.swa.every}: nothing is averaged within "
+            f"steps = {c.steps}"
+        )
+    if c.lawa.every and c.steps and c.lawa.every > c.steps:
+        yield f"lawa.every = {c.lawa.every}: nothing is averaged within steps = {c.steps}"
 
 
 def _evaluated_every(c: FrozenConfigDict, split: str) -> int:

@@ -64,7 +64,7 @@ def evaluate_batch(recipe: Recipe, params: Any, model_state: Any, batch: Batch) 
 
 
 def evaluation_params(recipe: Recipe, state: TrainState) -> Any:
-    """Returns the trained parameters to evaluate: the moving average, where there is one."""
-    if recipe.ema_decay is not None:
-        return state.ema
+    """Returns the trained parameters to evaluate: their average, where one is kept."""
+    if recipe.averaging is not None:
+        return recipe.averaging.weights(state.ema, state.params, state.step)
     return recipe.optimizer_eval_params(state.optimizer_state, state.params)

@@ -49,9 +49,11 @@ SCHEMA = configs.Schema(
         "ema": settings.Ema,
         "evaluation": settings.Evaluation,
         "init_from_rules": settings.InitRules,
+        "lawa": settings.Lawa,
         "mesh": meshes.create,
         "profile": settings.Profile,
         "sharding": settings.Sharding,
+        "swa": settings.Swa,
     },
     kinds={
         "data": configs.Kind(DATASETS, shared=settings.Data),
@@ -241,7 +243,7 @@ def _assemble(
             c.optimizer.name, state, params
         ),
         accumulation=c.accumulation,
-        ema_decay=c.ema.decay or None,
+        averaging=optimizing.averaging(c),
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
         placement=placement.Placement(
@@ -263,7 +265,7 @@ def _assemble(
         if any(key.startswith("task.") for key in hyper):
             kind = SCHEMA.kinds["task"]
             changed = changed._replace(task=configs.build(own.task, kind, "task", trust, spec))
-        return changed._replace(ema_decay=hyper.get("ema.decay", recipe.ema_decay))
+        return changed._replace(averaging=optimizing.averaging(own))
 
     if members is None:
         per_seed = stream.per_seed if stream else c.data.order == "per_seed"

@@ -113,6 +113,16 @@ def state_shardings(
         spec = partition_rules.partition_spec(names, leaf.shape, chosen, mesh, name, state=state)
         return NamedSharding(mesh, spec)
 
+    def of_average(tree: Any) -> Any:
+        params = flat(state.params)
+
+        def of(name: str, leaf: Any) -> NamedSharding:
+            like = sharding(name, params[name], True)
+            several = len(leaf.shape) - len(params[name].shape)
+            return NamedSharding(mesh, P(*[None] * several, *like.spec))
+
+        return nested({name: of(name, leaf) for name, leaf in flat(tree).items()})
+
     def moments(optimizer: optax.GradientTransformation, tree: Any) -> Any:
         return optax.tree_utils.tree_map_params(
             optimizer,
@@ -155,7 +165,7 @@ def state_shardings(
         frozen=of_params(state.frozen),
         model_state=everywhere.model_state,
         optimizer_state=moments(outer, state.optimizer_state),
-        ema=of_params(state.ema, state=True),
+        ema=of_average(state.ema),
         loss_scale=everywhere.loss_scale,
         metrics=everywhere.metrics,
         nonfinite_step=whole,

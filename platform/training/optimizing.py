@@ -9,7 +9,9 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.models.functional import FunctionalModel
 from lamina.platform import config as configs
+from lamina.platform.optimizers import averaging as averages
 from lamina.platform.optimizers import plateau, rules, table
+from lamina.platform.optimizers.averaging import Averaging
 from lamina.platform.optimizers.matrices import Axes
 from lamina.platform.optimizers.plateau import Controlled
 from lamina.platform.optimizers.schedules import SCHEDULES
@@ -53,6 +55,16 @@ def learning_rate(
         controllers=(built.controller,) if controlled else (),
         recorded=lambda count, state: peak * factor(count) * plateau.current_factor(state),
     )
+
+
+def averaging(c: FrozenConfigDict | ConfigDict) -> Averaging | None:
+    """Returns the average of the parameters that a config keeps; None without one."""
+    off = lambda number: isinstance(number, int | float) and not number  # a traced one is on
+    if not off(c.ema.decay):
+        return averages.ema(c.ema.decay)
+    if c.swa.every:
+        return averages.swa(c.swa.start, c.swa.every)
+    return averages.lawa(c.lawa.latest, c.lawa.every) if c.lawa.every else None
 
 
 def trained_axes(model: FunctionalModel, trained: parameters.Parameters) -> Axes:

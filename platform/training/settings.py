@@ -147,6 +147,30 @@ class Ema(NamedTuple):
     decay: float = 0.0
 
 
+class Swa(NamedTuple):
+    """Stochastic weight averaging (Izmailov et al. 2018, arXiv 1803.05407), used as `ema` is.
+
+    Attributes:
+        start: step after which averaging begins; until it has, the parameters themselves are used.
+        every: steps between two parameters that are averaged, all alike; 0 keeps no average.
+    """
+
+    start: int = 0
+    every: int = 0
+
+
+class Lawa(NamedTuple):
+    """Latest weight averaging (Kaddour 2022, arXiv 2209.14981), used as `ema` is.
+
+    Attributes:
+        latest: how many parameters are kept, of which the average is taken (default: the paper's).
+        every: steps between two of them; 0 keeps no average.
+    """
+
+    latest: int = 6
+    every: int = 0
+
+
 class Adapters(NamedTuple):
     """Low-rank adapters (LoRA; Hu et al. 2021, arXiv 2106.09685): only they are trained.
 

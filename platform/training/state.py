@@ -24,7 +24,7 @@ class TrainState:
         frozen: parameters that are not trained.
         model_state: what the model keeps besides, such as batch statistics.
         optimizer_state: the optimizer's.
-        ema: moving average of `params`, or empty.
+        ema: state of the average of `params` (moving or another one), or empty.
         loss_scale: of float16 training, or empty.
         metrics: sums since the last record.
         nonfinite_step: int32 []: the first step whose loss was not finite, or -1.

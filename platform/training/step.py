@@ -15,6 +15,7 @@ from lamina.models.functional import FunctionalModel
 from lamina.models.spec import Output
 from lamina.platform.data.feed import normalise
 from lamina.platform.optimizers import loss_scale
+from lamina.platform.optimizers.averaging import Averaging
 from lamina.platform.training import islands as archipelago
 from lamina.platform.training import learners
 from lamina.platform.training.learners import Learner, Mixed
@@ -44,7 +45,7 @@ class Recipe(NamedTuple):
         parameters: which parameters are trained, and how all of them follow.
         optimizer_eval_params: (optimizer state, trained parameters) to the ones to evaluate.
         accumulation: parts into which a batch is cut.
-        ema_decay: of the moving average; None keeps none.
+        averaging: of the parameters, for evaluation; None keeps no average.
         scale_loss: whether the loss is scaled (float16).
         log_every: steps between two records.
         placement: how the activations lie on the mesh.
@@ -62,7 +63,7 @@ class Recipe(NamedTuple):
     parameters: Parameters
     optimizer_eval_params: Callable[[Any, Any], Any]
     accumulation: int
-    ema_decay: Any
+    averaging: Averaging | None
     scale_loss: bool
     log_every: int
     placement: placement.Placement
@@ -111,7 +112,7 @@ def init(
         frozen=frozen,
         model_state=replace(model_state, loaded_model_state),
         optimizer_state=recipe.optimizer.init(trained),
-        ema=jax.tree.map(jnp.copy, trained) if recipe.ema_decay is not None else {},
+        ema=recipe.averaging.init(trained) if recipe.averaging is not None else {},
         loss_scale=loss_scale.init() if recipe.scale_loss else {},
         metrics={},
         nonfinite_step=jnp.full((), -1, jnp.int32),
@@ -171,7 +172,7 @@ def train_step(
     if recipe.islands is not None:
         ends = recipe.islands.ends((state.step if done is None else done) + 1)
         optimizer = archipelago.optimizer_of_one(recipe.islands, recipe.optimizer)
-        alone = recipe._replace(optimizer=optimizer, islands=None, ema_decay=None)
+        alone = recipe._replace(optimizer=optimizer, islands=None, averaging=None)
         one = partial(train_step, alone)
         new = archipelago.train_step(recipe.islands, one, state, batch, due, ends)
         return dataclasses.replace(new, ema=_averaged(recipe, state, new.params))
@@ -238,12 +239,10 @@ def _update(recipe: Recipe, state: TrainState, batch: Batch):
 
 
 def _averaged(recipe: Recipe, state: TrainState, params: Any) -> Any:
-    """Returns the moving average after a step from `state` to `params`."""
-    if recipe.ema_decay is None:
+    """Returns the average after a step from `state` to `params`."""
+    if recipe.averaging is None:
         return state.ema
-    count = state.step.astype(jnp.float32)
-    decay = jnp.minimum(recipe.ema_decay, (1 + count) / (10 + count))
-    return jax.tree.map(lambda e, p: e + (1 - decay) * (p - e), state.ema, params)
+    return recipe.averaging.update(state.ema, params, state.step + 1)
 
 
 def forward(recipe: Recipe, trained: Any, state: TrainState, batch: Batch) -> Output:

@@ -95,12 +95,16 @@ def read(
     model, task, parameters = experiment.build_model(config, trust, spec)
     saved_seeds = list(found.extra.get("seeds", config.seeds))
     one = seeds.take(found.state, len(saved_seeds), saved_seeds.index(chosen))
-    trained = jax.tree.map(jnp.asarray, one["ema"] if one.get("ema") else one["params"])
+    trained = jax.tree.map(jnp.asarray, one["params"])
+    average = optimizing.averaging(config)
+    if average is not None:
+        kept = jax.tree.map(jnp.asarray, one["ema"])
+        trained = average.weights(kept, trained, jnp.int32(found.step))
     axes = optimizing.trained_axes(model, parameters)
     rate = optimizing.learning_rate(config, trust, config.steps or _LONG)
     optimizer = optimizing.optimizer(config, trust, rate, axes)
     abstract = jax.eval_shape(optimizer.init, trained)
-    if weights.keeps_average(abstract) and not one.get("ema"):
+    if weights.keeps_average(abstract) and average is None:
         index = saved_seeds.index(chosen)
         state = restoring.restore_subtree(
             checkpoints, "optimizer_state", step=found.step, shardings=shardings
