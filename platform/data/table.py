@@ -7,6 +7,7 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.data.digits import digits
 from lamina.platform.data.fashion_mnist import fashion_mnist
 from lamina.platform.data.mixture import mixture
+from lamina.platform.data.python_domains import python_domains
 from lamina.platform.data.python_stdlib import python_stdlib
 from lamina.platform.data.synthetic import synthetic_images, synthetic_tokens
 from lamina.platform.data.text import text
@@ -17,6 +18,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "mixture": mixture,
+    "python_domains": python_domains,
     "python_stdlib": python_stdlib,
     "synthetic_images": synthetic_images,
     "synthetic_tokens": synthetic_tokens,

@@ -79,8 +79,9 @@ def right_of(states: Any) -> np.ndarray:
 
 
 def task_sizes(streams: Sequence[Stream]) -> np.ndarray:
-    """Returns the number of test examples of each task, int [seed (or 1), task]."""
-    return np.stack([np.bincount(s.test_task, minlength=len(s.test_classes)) for s in streams])
+    """Returns the number of answers to the test examples of each task, int [seed (or 1), task]."""
+    count = lambda s: np.bincount(s.test_task, minlength=len(s.test_classes)) * s.answers
+    return np.stack([count(s) for s in streams])
 
 
 def accuracies(state: TrainState, streams: Sequence[Stream]) -> tuple[np.ndarray, np.ndarray]:

@@ -356,4 +356,5 @@ def right_answers(plan: Plan, state: TrainState, batch: Any, test_classes: jax.A
         none = ~jnp.any(moment.seen)  # before the first experience all count
         scores = jnp.where(moment.seen[None, :] | none, scores, -jnp.inf)
     right = (jnp.argmax(scores, axis=-1) == batch["labels"]).astype(jnp.int32)
+    right = right.reshape(len(right), -1).sum(-1)  # of a text all tokens are answers
     return jnp.zeros(count, jnp.int32).at[task].add(right, mode="drop")

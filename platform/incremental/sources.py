@@ -52,8 +52,10 @@ def open_data(dataset: Dataset, train_on: str, evaluate_on: str) -> Data:
     train = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     test = _arrays(dataset.splits[evaluate_on], evaluate_on)
     spec = dataset.spec
-    labels = Labels(train["labels"], test["labels"], spec.outputs, tuple(spec.input_shape))
-    check_labels(labels)
+    domains = (train.pop("domains"), test.pop("domains")) if "domains" in train else None
+    labels = Labels(train["labels"], test["labels"], spec.outputs, tuple(spec.input_shape), domains)
+    if domains is None:
+        check_labels(labels)
     return Data(train, test, labels)
 
 
@@ -63,7 +65,12 @@ def _arrays(source: Source, name: str) -> dict[str, np.ndarray]:
             f"the split {name!r} ({source!r}) isn't in memory, as a stream needs it: use a data "
             "set whose arrays are"
         )
-    arrays = {key: np.asarray(source.arrays[key]) for key in ("inputs", "labels")}
+    wanted = ("inputs", "labels", "domains")
+    arrays = {key: np.asarray(source.arrays[key]) for key in wanted if key in source.arrays}
+    if not {"inputs", "labels"} <= set(arrays):
+        raise UserError(
+            f"the split {name!r} ({source!r}) has no examples with labels, as a stream needs them"
+        )
     return arrays
 
 
@@ -94,6 +101,12 @@ def check_learner(config: Any, learner: Learner, stream: Stream) -> None:
         raise UserError(
             f"learner {name!r} needs to know where an experience begins, and the stream "
             f"{config.stream.name!r} doesn't tell: use class_incremental, or another learner"
+        )
+    if "classes" in learner.needs and stream.answers > 1:
+        raise UserError(
+            f"learner {name!r} needs one class for each example, and the examples of the stream "
+            f"{config.stream.name!r} are texts: use finetune, cumulative, si, agem, gem, ema_merge "
+            "or er with policy = 'reservoir'"
         )
     if "pretrained" in learner.needs and not config.init_from:
         raise UserError(

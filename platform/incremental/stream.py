@@ -21,16 +21,18 @@ class Labels(NamedTuple):
     """What a stream is made from.
 
     Attributes:
-        train: int [N], class of each training example.
-        test: int [n], of each test example.
+        train: int [N], class of each training example; [N, T] where it is a text.
+        test: int [n], of each test example, likewise.
         classes: their number.
         input_shape: of one example.
+        domains: int [N] and [n], the domain of each example, where the data set tells it.
     """
 
     train: np.ndarray
     test: np.ndarray
     classes: int
     input_shape: tuple[int, ...]
+    domains: tuple[np.ndarray, np.ndarray] | None = None
 
 
 class Stream(NamedTuple):
@@ -53,6 +55,7 @@ class Stream(NamedTuple):
         boundaries: whether a learner may know where an experience begins.
         mask: which logits count in evaluation: "all", "seen" (so far) or "task" (its own).
         transform: of the inputs of each experience, or None.
+        answers: that the model gives for one example: 1, or T tokens.
     """
 
     rows: np.ndarray
@@ -70,6 +73,7 @@ class Stream(NamedTuple):
     boundaries: bool
     mask: Literal["all", "seen", "task"]
     transform: Transform | None = None
+    answers: int = 1
 
     @property
     def batch_size(self) -> int:

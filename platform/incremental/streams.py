@@ -11,7 +11,7 @@ import numpy as np
 from lamina.platform.data import order
 from lamina.platform.errors import UserError
 from lamina.platform.incremental import transforms
-from lamina.platform.incremental.stream import Labels, Shared, Stream, schedule
+from lamina.platform.incremental.stream import Labels, Shared, Stream, check_labels, schedule
 
 
 def class_incremental(
@@ -39,6 +39,7 @@ def class_incremental(
     Raises:
         UserError: there are fewer classes than experiences, or than `classes`.
     """
+    check_labels(labels)
     used = classes or labels.classes
     if used > labels.classes or classes < 0:
         raise UserError(f"stream.classes = {classes}: the data set has {labels.classes} classes")
@@ -138,6 +139,7 @@ def domain_incremental(
     Raises:
         UserError: there are fewer examples, or no images to rotate.
     """
+    check_labels(labels)
     count = examples or len(labels.train)
     if not 0 < count <= len(labels.train):
         raise UserError(f"stream.examples = {examples}: there are {len(labels.train)}")
@@ -187,7 +189,51 @@ def data_incremental(labels: Labels, batch_size: int, seed: int, shared: Shared)
         test_classes=everything,
         boundaries=True,
         mask="all",
+        answers=_answers(labels),
     )
+
+
+def domains(labels: Labels, batch_size: int, seed: int, shared: Shared) -> Stream:
+    """One domain of the data set after the other, such as the languages or the styles of texts.
+
+    The data set tells the domain of each example (`python_domains`). All outputs count.
+
+    Args:
+        labels: of the data.
+        batch_size: rows of a batch.
+        seed: of the order.
+        shared: the keys of every stream; the first `experiences` domains come.
+
+    Raises:
+        UserError: the data set tells no domains, or fewer.
+    """
+    if labels.domains is None:
+        raise UserError("stream 'domains' needs a data set with domains, such as python_domains")
+    count = int(labels.domains[0].max()) + 1
+    if not 1 <= shared.experiences <= count:
+        raise UserError(
+            f"stream.experiences = {shared.experiences} should lie between 1 and {count}, the "
+            "number of domains"
+        )
+    train, test = labels.domains
+    parts = [np.flatnonzero(train == number) for number in range(shared.experiences)]
+    tested = np.flatnonzero(test < shared.experiences)
+    everything = np.ones((shared.experiences, labels.classes), bool)
+    return Stream(
+        **schedule(parts, batch_size, shared.epochs, shared.repeats, seed),
+        classes=everything,
+        test_index=tested.astype(np.int32),
+        test_task=test[tested].astype(np.int32),
+        test_classes=everything,
+        boundaries=True,
+        mask="all",
+        answers=_answers(labels),
+    )
+
+
+def _answers(labels: Labels) -> int:
+    """Returns how many answers an example wants."""
+    return int(np.prod(labels.test.shape[1:]))
 
 
 def si_blurry(
@@ -220,6 +266,7 @@ def si_blurry(
     Raises:
         UserError: percentages outside of 0 to 100, or no class left for the experiences.
     """
+    check_labels(labels)
     count, rng = shared.experiences, np.random.Generator(np.random.Philox(key=seed % 2**64))
     if not (0 <= disjoint <= 100 and 0 <= blurry <= 100 and count >= 1):
         raise UserError("stream.disjoint and stream.blurry should lie between 0 and 100")
@@ -265,6 +312,7 @@ STREAMS: Mapping[str, Callable[..., Stream]] = {
     "class_incremental": class_incremental,
     "data_incremental": data_incremental,
     "domain_incremental": domain_incremental,
+    "domains": domains,
     "online": online,
     "si_blurry": si_blurry,
     "task_incremental": task_incremental,

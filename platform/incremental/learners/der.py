@@ -8,6 +8,8 @@ import jax.numpy as jnp
 from lamina.platform.incremental import memory as memories
 from lamina.platform.training.learners import Draw, Learner, Mixed, Moment, Own
 
+CLASSES = frozenset({"classes"})
+
 
 def der(
     *,
@@ -34,7 +36,7 @@ def der(
     memories.check_size(memory, replay)
     draws = {"logits": Draw(replay, labelled=False)}
     kept = memories.create(memory, policy=policy, draws=draws, stores=("logits",))
-    return Learner(loss=_loss, memory=kept, hyper={"alpha": alpha, "beta": 0.0})
+    return Learner(loss=_loss, memory=kept, hyper={"alpha": alpha, "beta": 0.0}, needs=CLASSES)
 
 
 def derpp(
@@ -62,7 +64,7 @@ def derpp(
     memories.check_size(memory, replay)
     draws = {"logits": Draw(replay, labelled=False), "labels": Draw(replay, labelled=False)}
     kept = memories.create(memory, policy=policy, draws=draws, stores=("logits",))
-    return Learner(loss=_loss, memory=kept, hyper={"alpha": alpha, "beta": beta})
+    return Learner(loss=_loss, memory=kept, hyper={"alpha": alpha, "beta": beta}, needs=CLASSES)
 
 
 def _loss(loss: jax.Array, own: Own, params: Any, mixed: Mixed, output: Any, moment: Moment, *rest):

@@ -30,6 +30,7 @@ def er(
     """
     memories.check_size(memory, replay)
     draws = {"replay": Draw(replay, labelled=True)}
-    needs = frozenset({"boundaries"} if past_only else ())
+    needs = {"boundaries"} if past_only else set()
+    needs |= {"classes"} if policy == "balanced" else set()
     kept = memories.create(memory, policy=policy, draws=draws, past_only=past_only)
-    return Learner(memory=kept, needs=needs)
+    return Learner(memory=kept, needs=frozenset(needs))

@@ -12,6 +12,8 @@ from lamina.platform.training.learners import Learner, Mixed, Moment, Own, Setup
 MICRO_BATCH = 16
 """Examples whose gradients are held at once: a copy of the parameters each."""
 
+NEEDS = frozenset({"boundaries", "classes"})
+
 
 def ewc(
     *,
@@ -73,7 +75,7 @@ def ewc(
 
     hyper = {"strength": strength, "decay": decay}
     sweep = Sweep(start, add, finish, batches)
-    return Learner(init=init, loss=loss, sweep=sweep, hyper=hyper, needs=frozenset({"boundaries"}))
+    return Learner(init=init, loss=loss, sweep=sweep, hyper=hyper, needs=NEEDS)
 
 
 def joined(own: Own, importance: Any, anchor: Any) -> Own:

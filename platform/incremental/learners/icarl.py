@@ -108,7 +108,7 @@ def icarl(*, memory: int = 2000, replay: int = 0) -> Learner:
         end=end,
         predict=predict,
         memory=kept,
-        needs=frozenset({"boundaries"}),
+        needs=frozenset({"boundaries", "classes"}),
     )
 
 

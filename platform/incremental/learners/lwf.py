@@ -45,7 +45,7 @@ def lwf(*, alpha: float = 1.0, temperature: float = 2.0) -> Learner:
         loss=loss,
         end=end,
         hyper={"alpha": alpha, "temperature": temperature},
-        needs=frozenset({"boundaries"}),
+        needs=frozenset({"boundaries", "classes"}),
     )
 
 

@@ -55,7 +55,7 @@ def slda(*, shrinkage: float = 1e-4) -> Learner:
         after=after,
         predict=predict,
         hyper={"shrinkage": shrinkage},
-        needs=frozenset({"pretrained"}),
+        needs=frozenset({"pretrained", "classes"}),
     )
 
 

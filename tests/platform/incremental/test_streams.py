@@ -16,7 +16,8 @@ from lamina.platform.incremental.stream import (
 )
 from lamina.platform.incremental.streams import STREAMS
 
-LABELS = Labels(np.arange(103) % 10, np.arange(40) % 10, 10, (4, 4, 1))
+DOMAINS = (np.arange(103) % 5, np.arange(40) % 5)
+LABELS = Labels(np.arange(103) % 10, np.arange(40) % 10, 10, (4, 4, 1), DOMAINS)
 
 
 def build(name, batch_size=8, seed=0, labels=LABELS, shared=None, **options):

@@ -244,6 +244,33 @@ def test_a_model_without_prompts_is_refused(learn, tmp_path):
         learn("l2p", init_from=str(tmp_path / "base"))
 
 
+DOMAINS = {
+    "stream": {"name": "domains", "experiences": 2},
+    "data": {
+        "name": "python_domains",
+        "context": 16,
+        "budget": 2000,
+        "held_out": 400,
+        "batch_size": 25,
+    },
+    "model": {"name": "transformer", "depth": 1, "embed": 16, "heads": 2},
+    "task": {"name": "language_modeling"},
+}
+
+
+def test_texts_of_several_domains_come_one_after_the_other(learn):
+    replay = {"name": "er", "memory": 40, "replay": 8, "policy": "reservoir"}
+    result, accuracy = learn(replay, **DOMAINS)
+    assert accuracy.shape == (1, 2, 2)
+    assert result.state.learner["memory"]["rows"]["labels"].shape == (40, 16)
+    counts = accuracy * 25 * 16  # tokens are counted: 400 bytes of each domain
+    np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
+    assert 0.05 < accuracy[0, -1, -1] < 0.6
+    for learner in ("lwf", {"name": "er", "memory": 40, "replay": 8}):
+        with pytest.raises(UserError, match="needs one class for each example"):
+            learn(learner, "refused", **DOMAINS)
+
+
 def test_exemplars_are_herded_and_their_means_answer(learn):
     result, accuracy = learn("icarl")
     memory, own = result.state.learner["memory"], result.state.learner["own"]
