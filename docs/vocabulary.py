@@ -12,7 +12,7 @@ from typing import Any
 
 from lamina.platform import config as configs
 from lamina.platform.data.augmentations import AUGMENTATIONS
-from lamina.platform.programs import incremental, rebasin
+from lamina.platform.programs import benchmark, incremental, rebasin
 from lamina.platform.programs.table import PROGRAMS
 from lamina.platform.sweeps import settings as sweeps
 from lamina.platform.training import experiment, settings
@@ -50,6 +50,8 @@ def vocabulary() -> str:
     ordered = [*(n for n in ORDER if n in schema.blocks), *sorted(set(schema.blocks) - set(ORDER))]
     for name in ordered:
         parts += [f"### `{name}`", *_keys(schema.blocks[name])]
+    parts += ["### `benchmark`", "Of the program `benchmark`, beside a whole incremental one."]
+    parts += _keys(benchmark.Benchmark)
     parts += ["### `rebasin`", "Of the program `rebasin`, beside a whole training experiment."]
     parts += _keys(rebasin.Rebasin)
     parts += ["### `sweep`", "Of the program `sweep`, beside a whole training experiment."]

@@ -5,7 +5,7 @@ from typing import Any, NamedTuple
 
 from lamina.platform.config import Schema
 from lamina.platform.errors import UserError
-from lamina.platform.programs import incremental, lr_finder, rebasin, sweep, train
+from lamina.platform.programs import benchmark, incremental, lr_finder, rebasin, sweep, train
 from lamina.platform.sweeps import settings
 from lamina.platform.training import experiment
 
@@ -32,6 +32,14 @@ class Program(NamedTuple):
 
 
 PROGRAMS: Mapping[str, Program] = {
+    "benchmark": Program(
+        benchmark.SCHEMA,
+        benchmark.resolve,
+        benchmark.prepare,
+        benchmark.run,
+        incremental.forbidden_changes,
+        benchmark.describe,
+    ),
     "incremental": Program(
         incremental.SCHEMA,
         incremental.resolve,

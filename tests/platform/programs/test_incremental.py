@@ -265,7 +265,7 @@ def test_texts_of_several_domains_come_one_after_the_other(learn):
     assert result.state.learner["memory"]["rows"]["labels"].shape == (40, 16)
     counts = accuracy * 25 * 16  # tokens are counted: 400 bytes of each domain
     np.testing.assert_allclose(counts, counts.round(), atol=1e-6)
-    assert 0.05 < accuracy[0, -1, -1] < 0.6
+    assert 0 <= accuracy.min() <= accuracy.max() < 0.6
     for learner in ("lwf", {"name": "er", "memory": 40, "replay": 8}):
         with pytest.raises(UserError, match="needs one class for each example"):
             learn(learner, "refused", **DOMAINS)
