@@ -12,6 +12,7 @@ from typing import Any
 
 from lamina.platform import config as configs
 from lamina.platform.data.augmentations import AUGMENTATIONS
+from lamina.platform.multitask import settings as multitask
 from lamina.platform.programs import benchmark, incremental, rebasin
 from lamina.platform.programs.table import PROGRAMS
 from lamina.platform.sweeps import settings as sweeps
@@ -56,6 +57,8 @@ def vocabulary() -> str:
     parts += _keys(rebasin.Rebasin)
     parts += ["### `sweep`", "Of the program `sweep`, beside a whole training experiment."]
     parts += _keys(sweeps.Sweep)
+    parts += ["### `merge`", "Of the program `merge`, beside the training of its base."]
+    parts += _keys(multitask.Merge)
     return "\n\n".join(parts)
 
 

@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 from lamina.platform.data.arrays import arrays
 from lamina.platform.data.dataset import Dataset
+from lamina.platform.data.derived import derived
 from lamina.platform.data.digits import digits
 from lamina.platform.data.fashion_mnist import fashion_mnist
 from lamina.platform.data.mixture import mixture
@@ -15,6 +16,7 @@ from lamina.platform.data.tfds import tfds
 
 DATASETS: dict[str, Callable[..., Dataset]] = {
     "arrays": arrays,
+    "derived": derived,
     "digits": digits,
     "fashion_mnist": fashion_mnist,
     "mixture": mixture,

@@ -6,19 +6,22 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamina.platform.config import EVERYONE, Kind, NoSettings, Schema, build, resolve
-from lamina.platform.merging import averages, rebasin, soup, sparse, spectral
+from lamina.platform.merging import averages, rebasin, soup, sparse, spectral, with_data
 from lamina.platform.merging.method import Method
 
 if TYPE_CHECKING:
     from lamina.platform.merging.mergers import Merger
 
 MERGERS: Mapping[str, Callable[..., Any]] = {
+    "adamerging": with_data.adamerging,
     "dare": sparse.dare,
     "dare_l1": sparse.dare_l1,
+    "fisher": with_data.fisher,
     "greedy_soup": soup.greedy_soup,
     "iso_c": spectral.iso_c,
     "linear": averages.linear,
     "model_stock": averages.model_stock,
+    "regmean": with_data.regmean,
     "slerp": averages.slerp,
     "task_arithmetic": averages.task_arithmetic,
     "ties": sparse.ties,

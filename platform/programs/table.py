@@ -5,7 +5,16 @@ from typing import Any, NamedTuple
 
 from lamina.platform.config import Schema
 from lamina.platform.errors import UserError
-from lamina.platform.programs import benchmark, incremental, lr_finder, rebasin, sweep, train
+from lamina.platform.multitask import settings as multitask
+from lamina.platform.programs import (
+    benchmark,
+    incremental,
+    lr_finder,
+    merge_tasks,
+    rebasin,
+    sweep,
+    train,
+)
 from lamina.platform.sweeps import settings
 from lamina.platform.training import experiment
 
@@ -53,6 +62,14 @@ PROGRAMS: Mapping[str, Program] = {
         lr_finder.prepare,
         lr_finder.find,
         lr_finder.forbidden_changes,
+    ),
+    "merge": Program(
+        multitask.SCHEMA,
+        multitask.resolve,
+        merge_tasks.prepare,
+        merge_tasks.run,
+        merge_tasks.forbidden_changes,
+        merge_tasks.describe,
     ),
     "rebasin": Program(
         rebasin.SCHEMA,

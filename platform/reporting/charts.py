@@ -4,7 +4,7 @@ import html
 import io
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
@@ -135,6 +135,98 @@ def _draw_points(axes: "Axes", groups: list[Scatter], x_label: str) -> None:
             borderpad=0,
             labelcolor="linecolor",
         )
+
+
+class Polygon(NamedTuple):
+    """A line of a radar chart: its label, the number of its colour, and a value for each corner."""
+
+    label: str
+    slot: int
+    values: Sequence[float | None]
+
+
+def radar(polygons: Sequence[Polygon], corners: Sequence[str], description: str) -> str:
+    """Draws values in [0, 1] on spokes from a common centre.
+
+    Args:
+        polygons: the models, say; a value that is None is drawn at the centre.
+        corners: the names of the spokes.
+        description: what a screen reader says.
+
+    Returns:
+        An `<svg>` element; "" for fewer than three corners.
+    """
+    if len(corners) < 3:
+        return ""
+    return _figure(lambda axes: _draw_radar(axes, polygons, corners), f"{description} by corner")
+
+
+def _draw_radar(axes: "Axes", polygons: Sequence[Polygon], corners: Sequence[str]) -> None:
+    angles = np.pi / 2 - 2 * np.pi * np.arange(len(corners)) / len(corners)
+    x, y = np.cos(angles), np.sin(angles)
+    closed = [*range(len(corners)), 0]
+    for ring in (0.25, 0.5, 0.75, 1.0):
+        axes.plot(ring * x[closed], ring * y[closed], color=_GRID, linewidth=0.6)
+        axes.text(0.02, ring * y[0] - 0.02, f"{ring:g}", color=_MUTED, fontsize=6.5, va="top")
+    for place, name in enumerate(corners):
+        axes.plot([0, x[place]], [0, y[place]], color=_GRID, linewidth=0.6)
+        side = "center" if abs(x[place]) < 0.2 else "left" if x[place] > 0 else "right"
+        text = name if len(name) <= _LABEL else name[: _LABEL - 1] + "…"
+        place_at = (1.07 * x[place], 1.1 * y[place])
+        axes.text(*place_at, text, color=_MUTED, fontsize=7, ha=side, va="center")
+    for polygon in polygons:
+        values = np.array([value or 0.0 for value in polygon.values])[closed]
+        colour = _LINES[polygon.slot % COLOURS]
+        axes.plot(values * x[closed], values * y[closed], color=colour, linewidth=1.1)
+    for place, polygon in enumerate(polygons):
+        text = polygon.label if len(polygon.label) <= _LABEL else polygon.label[:13] + "…"
+        colour = _LINES[polygon.slot % COLOURS]
+        axes.text(1.0, 1 - 0.075 * place, text, color=colour, transform=axes.transAxes, va="top")
+    axes.set_aspect("equal")
+    axes.set_xlim(-1.5, 1.5)
+    axes.set_ylim(-1.15, 1.2)
+    axes.set_axis_off()
+
+
+def coefficients(values: Mapping[str, Any], models: Sequence[str], description: str) -> str:
+    """Draws how much of each model a learned merge takes, tensor by tensor.
+
+    Args:
+        values: tensor to a number for each model, or to one for each model and layer; one entry
+            alone is of the whole models.
+        models: their names.
+        description: what a screen reader says.
+
+    Returns:
+        An `<svg>` element.
+    """
+    columns = [np.asarray(each, float).reshape(len(models), -1) for each in values.values()]
+    table = np.concatenate(columns, axis=1)
+    return _figure(lambda axes: _draw_coefficients(axes, table, models), description)
+
+
+def _draw_coefficients(axes: "Axes", table: np.ndarray, models: Sequence[str]) -> None:
+    from matplotlib.patches import Rectangle
+
+    rows, columns = table.shape
+    low, high = min(0.0, np.nanmin(table)), max(np.nanmax(table), 1e-9)
+    for row in range(rows):
+        for column in range(columns):
+            share = (table[row, column] - low) / (high - low)
+            patch = Rectangle(
+                (column, rows - 1 - row), 1, 0.92, color=_LINES[0], alpha=float(share), linewidth=0
+            )
+            axes.add_patch(patch)
+        mean = table[row].mean()
+        axes.text(columns * 1.02, rows - 0.5 - row, f"{mean:.2f}", color=_MUTED, va="center")
+        name = models[row] if len(models[row]) <= 20 else models[row][:19] + "…"
+        axes.text(0, rows - 0.5 - row, f" {name}", color=_INK, va="center", fontsize=7)
+    axes.set_xlim(0, columns)
+    axes.set_ylim(0, rows)
+    axes.set_yticks([])
+    axes.set_xticks([])
+    wide = "one for each model" if columns == 1 else f"{columns} tensors, by name"
+    axes.set_xlabel(f"{wide}; from {low:.2g} (pale) to {high:.2g}; means at the right", labelpad=3)
 
 
 def _figure(draw: Callable[["Axes"], None], description: str) -> str:

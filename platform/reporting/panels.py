@@ -8,7 +8,16 @@ from typing import Any
 
 import numpy as np
 
-from lamina.platform.reporting import curves, folder, formats, page, records, storage, tables
+from lamina.platform.reporting import (
+    charts,
+    curves,
+    folder,
+    formats,
+    page,
+    records,
+    storage,
+    tables,
+)
 from lamina.platform.reporting.charts import Line, Scatter, chart, scatter
 from lamina.platform.reporting.storage import PathLike
 
@@ -29,6 +38,8 @@ def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any
     program = config.get("program")
     if program == "sweep" and isinstance(result.get("table"), Sequence):
         return _sweep(workdir, result)
+    if program == "merge" and isinstance(result.get("methods"), Sequence):
+        return _merge(result)
     if program in ("shootout", "rebasin") and isinstance(result.get("panels"), Sequence):
         return [_stored(panel) for panel in result["panels"]]
     return []
@@ -121,6 +132,77 @@ def _best_curves(workdir: PathLike, rows: Sequence[Mapping[str, Any]], metric: s
             lines.append(Line(f"trial {row['trial']}", slot, curve))
     svg = chart(lines, f"{metric} of the best trials over steps") if lines else ""
     return {"name": f"{metric} of the best trials", "svg": page.markup(svg) if svg else ""}
+
+
+def _merge(result: Mapping[str, Any]) -> list[Panel]:
+    """The table of merged models, a radar of their tasks, and the coefficients of learned ones."""
+    rows, tasks, metric = result["methods"], result["tasks"], str(result.get("metric", ""))
+    several = len(rows[0]["mean"]["values"]) > 1
+
+    def spread(entry: Mapping[str, Any]) -> str:
+        mean, std = entry["mean"], entry["std"]
+        if mean is None:
+            return "not finite"
+        return f"{mean:.1%}" + (f" ± {std * 100:.1f}" if several else "")
+
+    def cells(kind: str) -> list[list[str]]:
+        means = {"tasks": "mean", "normalised": "normalised_mean"}
+        return [
+            [
+                row["row"],
+                ", ".join(f"{k} {page.value(v)}" for k, v in row["keys"].items() if k != "name"),
+                spread(row[means[kind]]),
+                *[spread(row[kind][task]) for task in tasks],
+            ]
+            for row in rows
+        ]
+
+    best = sorted(rows[2:], key=lambda row: -(row["mean"]["mean"] or 0.0))[: charts.COLOURS - 1]
+    shown = [rows[0], *best]
+    polygons = [
+        charts.Polygon(row["row"], slot, [row["tasks"][task]["mean"] for task in tasks])
+        for slot, row in enumerate(shown)
+    ]
+    drawn = [{"name": f"test {metric} by task", "svg": charts.radar(polygons, tasks, metric)}]
+    for row in rows:
+        if row.get("coefficients"):
+            svg = charts.coefficients(row["coefficients"], tasks, f"coefficients of {row['row']}")
+            drawn.append({"name": f"coefficients of {row['row']}, first seed", "svg": svg})
+    drawn = [{**entry, "svg": page.markup(entry["svg"])} for entry in drawn if entry["svg"]]
+    costs = [
+        [
+            row["row"],
+            formats.number(row["validation"]["mean"]),
+            formats.duration(row["seconds"]["mean"]) if row["bytes"] else "",
+            formats.compact(row["bytes"]) + "B" if row["bytes"] else "",
+        ]
+        for row in rows
+    ]
+    note = "Mean and standard deviation over seeds. " if several else ""
+    table = lambda title, heads, body, note: {
+        "title": title,
+        "heads": heads,
+        "rows": body,
+        "charts": [],
+        "note": note,
+    }
+    heads = ["model", "keys", "mean", *tasks]
+    return [
+        {"title": "Tasks", "heads": [], "rows": [], "charts": drawn, "note": ""},
+        table(f"Test {metric}", heads, cells("tasks"), note + "Keys were chosen on validation."),
+        table(
+            f"Test {metric}, normalised",
+            heads,
+            cells("normalised"),
+            note + "Each task's number over that of its own model.",
+        ),
+        table(
+            "Cost",
+            ["model", f"validation {metric}", "merging", "memory"],
+            costs,
+            "Merging with its compilation; memory of models, base, result and statistics.",
+        ),
+    ]
 
 
 def _stored(panel: Mapping[str, Any]) -> Panel:

@@ -198,6 +198,9 @@ def blocks(config: Mapping[str, Any], first: str) -> list[dict[str, Any]]:
 def _config(config: Mapping[str, Any], defaults: Mapping[str, Any]) -> dict[str, Any]:
     shown = blocks(config, "experiment")
     if not defaults:
+        for block in shown:
+            for row in block["rows"]:
+                row["changed"] = False
         return {"config": shown, "changes": None}
     before, now = storage.flatten(defaults), storage.flatten(config)
     for block in shown:

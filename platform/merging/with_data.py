@@ -1,0 +1,95 @@
+"""Methods that need data, by their keys; their formulas are in files of their own.
+
+What they import is imported when one is made: merging files by other methods needs no jax.
+"""
+
+from typing import Any, Literal
+
+from lamina.platform.merging.method import fraction
+
+
+def adamerging(
+    *,
+    coefficients: Literal["task", "layer"] = "layer",
+    start: float = 0.3,
+    learning_rate: float = 1e-3,
+    b1: float = 0.9,
+    b2: float = 0.999,
+    clip: bool = True,
+) -> Any:
+    """AdaMerging: `B + sum_t c_t D_t` whose coefficients make the merged model sure of itself.
+
+    Adam on the mean entropy of the predictions for unlabelled inputs (Yang et al. 2024, arXiv
+    2310.02575). `merger(models, base=..., loss=..., batches=..., held=...)` takes the loss (see
+    `learned.Loss`; the paper's is `learned.entropy`, summed over the tasks), a batch for each step,
+    and what the loss sees in every step; `merger.fit` gives the coefficients and losses besides.
+    A loss of one identity is compiled once. Weights multiply the task vectors. With the learning
+    rate 0 it is task arithmetic at `scale = start`.
+
+    Args:
+        coefficients: "task" has one for each model, "layer" one for each model and tensor (and
+            layer of a stack), as the authors' code.
+        start: of all coefficients. Default: 0.3, the paper's.
+        learning_rate: Adam's. Default: 1e-3, the paper's.
+        b1: Adam's. Default: 0.9.
+        b2: Adam's. Default: 0.999.
+        clip: whether coefficients stay in [0, 1], as in the authors' code. Default: True.
+
+    Returns:
+        A `Merger`.
+    """
+    from lamina.platform.merging import learned
+
+    return learned.merger(coefficients, start, learning_rate, b1, b2, clip)
+
+
+def fisher(*, floor: float = 1e-6, normalize: bool = True) -> Any:
+    """The mean weighted by each model's diagonal Fisher information, entry by entry.
+
+    `sum_t w_t F_t M_t / sum_t w_t F_t` (Matena & Raffel 2022, arXiv 2111.09832).
+    `merger(models, fishers=...)` takes a tree like the parameters for each model, as
+    `fisher.diagonal` makes them.
+
+    Args:
+        floor: smallest value of F; where all are smaller the mean is the plain one. Default: 1e-6,
+            of F as normalised.
+        normalize: whether each F is divided by its Euclidean norm over the whole model, so that a
+            task of large gradients doesn't outweigh the others. Default: True, as the authors'.
+
+    Returns:
+        A `Merger`.
+
+    Raises:
+        ValueError: floor isn't positive.
+    """
+    if floor <= 0:
+        raise ValueError(f"floor = {floor} should be larger than 0")
+    from lamina.platform.merging import fisher as formulas
+
+    return formulas.merger(floor, normalize)
+
+
+def regmean(*, alpha: float = 0.9) -> Any:
+    """`(sum_t w_t G_t)^-1 sum_t w_t G_t W_t` for each dense kernel, the plain mean for the rest.
+
+    `G_t = X_t^T X_t / rows`, with entries off the diagonal multiplied by alpha (Jin et al. 2023,
+    arXiv 2212.09849), of the inputs X_t that the kernel of model t sees on its own data; the paper
+    sums where we take the mean over rows, so that much data weighs as much as little.
+    `merger(models, grams=...)` takes for each model what `grams.collect` gives. Kernels without a
+    matrix are averaged, and so are the rows of inputs that are always zero.
+
+    Args:
+        alpha: factor of the off-diagonal entries, in [0, 1]. 0 leaves a weighted mean, row by row;
+            at 1 a singular sum is solved by its pseudoinverse, staying near the plain mean.
+            Default: 0.9, the paper's.
+
+    Returns:
+        A `Merger`.
+
+    Raises:
+        ValueError: alpha is out of range.
+    """
+    fraction("alpha", alpha, zero=True)
+    from lamina.platform.merging import regmean as formulas
+
+    return formulas.merger(alpha)

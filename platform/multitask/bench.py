@@ -1,0 +1,204 @@
+"""Merges the models of several tasks, scores them on all, and keeps each score as a cell."""
+
+import functools
+import time
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from lamina.platform.errors import InterruptedRun, UserError
+from lamina.platform.merging import statistics
+from lamina.platform.merging.mergers import Merger
+from lamina.platform.multitask import cells, models
+from lamina.platform.multitask.cells import Cell
+from lamina.platform.reporting import storage
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.signals import StopRequest
+
+STATISTICS = "statistics"
+
+LINEAR_IN_SCALE = ("dare", "dare_l1", "iso_c", "task_arithmetic", "ties", "ties_per_tensor")
+"""Methods that give `B + scale (M - B)` with the same M for every scale: a grid of scales merges
+once. It differs from merging each by a rounding."""
+
+
+class Paths(NamedTuple):
+    """Where the trained models are.
+
+    Attributes:
+        base: the run (or file) that fine-tuning began with.
+        tasks: task to its run.
+    """
+
+    base: str
+    tasks: Mapping[str, str]
+
+
+class Given(NamedTuple):
+    """What is the same for all seeds.
+
+    Attributes:
+        workdir: the run folder.
+        stop: whether a signal has asked the run to stop.
+        trust: packages whose factories the runs' configs may name.
+        merge: the config's block.
+        tasks: task to the parts with which its model is evaluated.
+        paths: where the trained models are.
+        unlabeled: the loss of learned merges.
+        merger: a point's items to its merger; one that is kept is compiled once.
+    """
+
+    workdir: str
+    stop: StopRequest
+    trust: Sequence[str]
+    merge: Any
+    tasks: Mapping[str, Experiment]
+    paths: Paths
+    unlabeled: models.Unlabeled
+    merger: Callable[[tuple[tuple[str, Any], ...]], Merger]
+
+
+def unscaled(point: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns a point without its scale, where that only stretches what is merged without."""
+    linear = point["name"] in LINEAR_IN_SCALE
+    return {key: value for key, value in point.items() if not (linear and key == "scale")}
+
+
+@jax.jit
+def _scaled(base: models.Flat, body: models.Flat, scale: Any) -> models.Flat:
+    """Returns `base + scale (body - base)`."""
+    stretch = lambda b, m: (
+        (b + scale * (m - b)).astype(b.dtype) if jnp.issubdtype(b.dtype, jnp.floating) else b
+    )
+    return jax.tree.map(stretch, base, body)
+
+
+class Bench:
+    """Merges the models of one seed, which are read when the first cell needs them.
+
+    Args:
+        given: what is the same for all seeds.
+        seed: whose models.
+    """
+
+    def __init__(self, given: Given, seed: int):
+        self._given, self._seed = given, seed
+        self._statistics: dict[str, list[Any]] = {}
+        self._unscaled: tuple[dict[str, Any], models.Flat] | None = None
+
+    @functools.cached_property
+    def _models(self) -> tuple[dict[str, models.Weights], models.Flat]:
+        """The models by task, and the body of the base."""
+        own, trust, paths = self._given.merge.own, self._given.trust, self._given.paths
+        found = {
+            name: models.read(path, own, self._seed, trust) for name, path in paths.tasks.items()
+        }
+        base = models.read_base(paths.base, own, trust)
+        models.check_fit({**found, "the base": base})
+        if not base.body:
+            raise UserError(f"merge.own = {own} leaves no parameter to merge")
+        return found, base.body
+
+    def reference(self, name: str) -> Cell:
+        """Returns the cell of the models as they were trained, or of the base with their heads."""
+
+        def compute() -> Cell:
+            found, base = self._models
+            if name == "pretrained":
+                found = {task: weights._replace(body=base) for task, weights in found.items()}
+            return Cell(self._score(found, ("validation", "test")))
+
+        return self._cell(name, "reference", {}, compute)
+
+    def point(self, name: str, number: int, point: Mapping[str, Any]) -> Cell:
+        """Returns the cell of a grid's point, scored on validation."""
+        compute = lambda: self._merged(point, ("validation",))
+        return self._cell(name, f"point{number}", point, compute)
+
+    def chosen(self, name: str, point: Mapping[str, Any]) -> Cell:
+        """Returns the cell of a method's chosen point, scored on test too."""
+        compute = lambda: self._merged(point, ("validation", "test"))
+        return self._cell(name, "chosen", point, compute)
+
+    def _merged(self, point: Mapping[str, Any], splits: Sequence[str]) -> Cell:
+        found, base = self._models
+        merger = self._given.merger(tuple(sorted(unscaled(point).items())))
+        m, tasks = self._given.merge, list(found)
+        given: dict[str, Any] = {}
+        if merger.needs in ("fishers", "grams"):
+            given = {merger.needs: self._gathered(merger.needs)}
+        if merger.needs == "unlabeled":
+            inputs = self._given.unlabeled.batches(m.unlabeled, m.steps, m.batch_size, self._seed)
+            given = {"batches": inputs, "held": self._given.unlabeled.held(found)}
+        size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
+        held = (len(tasks) + 2) * size(base) + size(given)
+        if merger.needs == "unlabeled":
+            given["loss"] = self._given.unlabeled.loss
+        bodies = [found[task].body for task in tasks]
+        axes = models.axes_of(next(iter(self._given.tasks.values())), base)
+        begin = time.monotonic()
+        learned = merger.fit(bodies, base=base, axes=axes, **given) if merger.fit else None
+        if learned is not None:
+            body = learned.params
+        elif self._unscaled and self._unscaled[0] == unscaled(point):
+            body = self._unscaled[1]
+        else:
+            body = merger(bodies, base=base, axes=axes, **given)
+            self._unscaled = (unscaled(point), body)
+        if point["name"] in LINEAR_IN_SCALE:
+            body = _scaled(base, body, point.get("scale", 1.0))
+        jax.block_until_ready(body)
+        seconds = time.monotonic() - begin
+        state = models.average_states([found[task].state for task in tasks])
+        whole = {task: models.Weights(body, found[task].own, state) for task in tasks}
+        cell = Cell(self._score(whole, splits), seconds, held)
+        if learned is None:
+            return cell
+        kept = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), learned.coefficients)
+        losses = cells.thinned(jax.device_get(learned.losses))
+        return cell._replace(coefficients=kept, losses=losses)
+
+    def _gathered(self, kind: str) -> list[Any]:
+        """Returns the statistics of all tasks' models, from their files where there are some."""
+        if kind not in self._statistics:
+            m, made = self._given.merge, []
+            for number, (name, weights) in enumerate(self._models[0].items()):
+                file = f"{name}_seed{self._seed}.safetensors"
+                path = storage.as_path(self._given.workdir) / STATISTICS / kind / file
+                if not path.exists():
+                    path.parent.mkdir(parents=True, exist_ok=True)
+                    parts, draw = self._given.tasks[name], self._seed + number
+                    tree = models.statistics_of(parts, weights, kind, m.examples, m.fisher, draw)
+                    facts = {"examples": str(m.examples), "labels": m.fisher, "task": name}
+                    statistics.save(path, tree, kind, facts)
+                like = weights.body if kind == "fishers" else None
+                made.append(statistics.load(path, kind, like))
+            self._statistics[kind] = made
+        return self._statistics[kind]
+
+    def _score(self, weights: Mapping[str, models.Weights], splits: Sequence[str]) -> Any:
+        tasks = self._given.tasks
+        return {
+            split: {name: models.evaluate(tasks[name], split, w) for name, w in weights.items()}
+            for split in splits
+        }
+
+    def _cell(
+        self, name: str, what: str, point: Mapping[str, Any], compute: Callable[[], Cell]
+    ) -> Cell:
+        """Returns a cell from its file, or computes and writes it."""
+        path = cells.path_of(self._given.workdir, name, what, self._seed)
+        known = cells.read(path, point)
+        if known is not None:
+            return known
+        if self._given.stop.agreed(0):
+            raise InterruptedRun(
+                f"stopped by {self._given.stop.signal} before {name}, seed {self._seed}: the "
+                "same command resumes"
+            )
+        cell = compute()
+        cells.write(path, point, cell)
+        return cell

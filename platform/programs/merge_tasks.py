@@ -1,0 +1,261 @@
+"""The program `merge`: trains models of several tasks, merges them by many methods, and compares.
+
+The stages: train the base (or take one), fine-tune it for each task (or take runs), then for each
+method and seed merge, choose the grid's point on validation, and score that on test. Training
+stages are runs in sub-folders; every merge that was scored is a cell, a small file. What is there
+isn't done again, so that a run that was killed goes on in the stage or the cell that it was in,
+with the same numbers.
+"""
+
+import functools
+import os
+import resource
+import sys
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict, FrozenConfigDict
+
+from lamina.platform import config as configs
+from lamina.platform import merging
+from lamina.platform.data.dataset import Dataset
+from lamina.platform.errors import UserError
+from lamina.platform.multitask import bench, cells, models, results, settings
+from lamina.platform.multitask.cells import Cell
+from lamina.platform.programs import stage
+from lamina.platform.programs.context import Context, Outcome
+from lamina.platform.reporting import folder, storage
+from lamina.platform.training import compiled, experiment
+from lamina.platform.training.experiment import Experiment
+
+FREE = ("trackers", "tracker_options", "data.workers", "data.placement")
+"""Keys that may change between two sessions of a run: they don't change what is computed."""
+
+TASKS = "tasks"
+
+
+class Prepared(NamedTuple):
+    """A merge of tasks before its folder exists.
+
+    Attributes:
+        parts: of the base's training, or of the first task.
+        config: resolved.
+        pretraining: the config of the base's training, or None where the base is given.
+        finetunings: task to the config of its fine-tuning, or to the path of its run.
+        tasks: task to the parts with which its model is evaluated.
+        metric: by which points are chosen.
+        mode: "max" or "min".
+        trust: packages whose factories the config may name.
+        devices: the devices to use.
+    """
+
+    parts: Experiment
+    config: FrozenConfigDict
+    pretraining: FrozenConfigDict | None
+    finetunings: Mapping[str, Any]
+    tasks: Mapping[str, Experiment]
+    metric: str
+    mode: str
+    trust: Sequence[str]
+    devices: Any
+
+
+def prepare(
+    config: FrozenConfigDict,
+    trust: Sequence[str],
+    devices: Sequence[jax.Device] | None,
+    fresh: bool,
+    dataset: Dataset | None = None,
+) -> Prepared:
+    """Builds the parts of every stage, so that what is wrong with one shows before the first.
+
+    Raises:
+        UserError: a stage's config doesn't fit its data or the devices, a run isn't there, or the
+            metric isn't measured.
+    """
+    del fresh
+    if jax.process_count() > 1:
+        raise UserError("a merge of tasks runs in one process")
+    pretraining = settings.pretraining(config, trust)
+    finetunings = dict(settings.finetunings(config, trust))
+    tasks = {}
+    for name, given in finetunings.items():
+        try:
+            own = given if isinstance(given, FrozenConfigDict) else _of_run(given, trust)
+            tasks[name] = experiment.assemble(own, trust, devices)
+            for split in ("validation", "test"):
+                if split not in tasks[name].dataset.splits:
+                    raise UserError(f"its data set has no {split} split")
+        except UserError as error:
+            raise UserError(f"merge.tasks.{name}: {error}") from error
+    first = next(iter(tasks.values()))
+    parts = experiment.assemble(pretraining, trust, devices, dataset) if pretraining else first
+    metric, mode = first.recipe.task.select
+    if config.merge.metric:
+        metric = config.merge.metric
+        mode = "min" if "loss" in metric or "perplexity" in metric else "max"
+    for name, task in tasks.items():
+        measured = models.metric_names(task)
+        if metric not in measured:
+            raise UserError(
+                f"merge.metric = {metric!r} isn't measured in the task {name}: one of "
+                + ", ".join(measured)
+            )
+    return Prepared(parts, config, pretraining, finetunings, tasks, metric, mode, trust, devices)
+
+
+def _of_run(path: str, trust: Sequence[str]) -> FrozenConfigDict:
+    """Returns the config of a run that is there."""
+    folder.check_run(path)
+    text = storage.read_bytes(storage.as_path(path) / folder.CONFIG)
+    written = configs.from_json((text or b"").decode(), os.path.join(path, folder.CONFIG))
+    kept = {key: value for key, value in written.items() if key not in ("stream", "learner")}
+    return experiment.resolve({**kept, "program": "train"}, trust)
+
+
+def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
+    """Returns the differences between two configs that forbid the new one to go on.
+
+    Methods may be added, taken away and changed: their cells are computed anew.
+    """
+    differences = configs.difference(old, new)
+    free = lambda key: any(key == name or key.startswith(f"{name}.") for name in FREE)
+    return {
+        key: values
+        for key, values in differences.items()
+        if not free(key) and not key.startswith("merge.methods")
+    }
+
+
+def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -> list[str]:
+    """Returns what `lamina check` says of a merge: its stages and its cells."""
+    prepared = prepare(config, trust, None, True, dataset)
+    m, seeds = config.merge, len(config.seeds)
+    lines = []
+    if prepared.pretraining:
+        lines.append(f"base: {prepared.parts.steps} steps of its own ({settings.PRETRAINING}/)")
+    else:
+        lines.append(f"base: {m.base}")
+    for name, task in prepared.tasks.items():
+        given = prepared.finetunings[name]
+        if isinstance(given, str):
+            lines.append(f"task {name}: the run {given}")
+        else:
+            lines.append(f"task {name}: {task.steps} steps, {seeds} seeds ({TASKS}/{name}/)")
+    for name, block in m.methods.items():
+        points = settings.points(block)
+        needs = getattr(settings.bind(points[0]), "needs", "")
+        data = {
+            "fishers": f"; Fishers ({m.fisher}) of {m.examples} training examples a task",
+            "grams": f"; Gram matrices of {m.examples} training examples a task",
+            "unlabeled": f"; {m.steps} steps on {m.batch_size} unlabelled {m.unlabeled} inputs",
+            "": "",
+        }[needs]
+        grid = f"{len(points)} points" if len(points) > 1 else "1 point"
+        lines.append(f"method {name}: {block['name']}, {grid} x {seeds} seeds{data}")
+    lines.append(f"chosen by the {prepared.mode}imum of validation/{prepared.metric}, over tasks")
+    return lines
+
+
+def run(prepared: Prepared, context: Context) -> Outcome:
+    """Runs all stages and cells that the folder has no results of.
+
+    Args:
+        prepared: the parts.
+        context: the run folder and what else a program is given.
+
+    Raises:
+        InterruptedRun: a signal asked to stop.
+        DivergedError: a training stage diverged.
+    """
+    folder.write_parameters(context.workdir, compiled.parameter_rows(prepared.parts))
+    begin = time.monotonic()
+    paths = train_stages(prepared, context)
+    trained = time.monotonic() - begin
+    methods = {n: settings.points(block) for n, block in prepared.config.merge.methods.items()}
+    known: dict[str, list[Cell]] = {name: [] for name in (*settings.RESERVED, *methods)}
+    tried: dict[str, list[list[Cell]]] = {name: [] for name in methods}
+    given = bench.Given(
+        context.workdir,
+        context.stop,
+        prepared.trust,
+        prepared.config.merge,
+        prepared.tasks,
+        paths,
+        models.Unlabeled(prepared.tasks),
+        functools.cache(lambda items: merging.create(**dict(items))),
+    )
+    for seed in prepared.config.seeds:
+        one = bench.Bench(given, seed)
+        for name in settings.RESERVED:
+            known[name].append(one.reference(name))
+        for name, points in methods.items():
+            if len(points) > 1:
+                tried[name].append([one.point(name, n, p) for n, p in enumerate(points)])
+    best = {name: choose(prepared, found) for name, found in tried.items()}
+    chosen = {name: points[best[name]] for name, points in methods.items()}
+    for seed in prepared.config.seeds:
+        one = bench.Bench(given, seed)
+        for name in methods:
+            known[name].append(one.chosen(name, chosen[name]))
+    for name in methods:
+        say_method(prepared, context, name, chosen[name], known[name])
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    result = results.summarise(known, chosen, prepared.metric, prepared.config.seeds)
+    result |= {
+        "metric": prepared.metric,
+        "tasks": list(prepared.tasks),
+        "steps": sum(parts.steps for parts in prepared.tasks.values()),
+        "peak_memory_bytes": peak * (1 if sys.platform == "darwin" else 1024),
+        "seconds": time.monotonic() - begin,
+        "phases": {"train": trained, "merge": time.monotonic() - begin - trained},
+    }
+    return Outcome(storage.plain(result))
+
+
+def train_stages(prepared: Prepared, context: Context) -> bench.Paths:
+    """Runs the training stages that aren't done, one after the other."""
+    base = prepared.config.merge.base
+    if prepared.pretraining is not None:
+        base = stage.folder_of(context.workdir, settings.PRETRAINING)
+        context.say("stage: the base")
+        stage.run(prepared.pretraining, context._replace(workdir=base), prepared.devices)
+    found = {}
+    for name, given in prepared.finetunings.items():
+        if isinstance(given, str):
+            found[name] = given
+            continue
+        found[name] = stage.folder_of(context.workdir, TASKS, name)
+        if not stage.is_done(found[name]):
+            context.say(f"stage: the task {name}")
+        config = ConfigDict(configs.thaw(given))
+        config.init_from = base
+        own = FrozenConfigDict(config)
+        stage.run(own, context._replace(workdir=found[name]), prepared.devices)
+    return bench.Paths(base, found)
+
+
+def choose(prepared: Prepared, tried: Sequence[Sequence[Cell]]) -> int:
+    """Returns the number of the point that is best on validation, over tasks and seeds.
+
+    Args:
+        prepared: the parts.
+        tried: for each seed the cells of all points; empty where there is one.
+    """
+    if not tried:
+        return 0
+    score = lambda cell: cells.mean(cell.scores["validation"], prepared.metric)
+    means = np.mean([[score(cell) for cell in found] for found in tried], axis=0)
+    return int(np.nanargmax(means if prepared.mode == "max" else -means))
+
+
+def say_method(
+    prepared: Prepared, context: Context, name: str, point: Mapping, found: Sequence[Cell]
+) -> None:
+    """Tells what a method came to."""
+    score = np.mean([cells.mean(cell.scores["test"], prepared.metric) for cell in found])
+    keys = ", ".join(f"{k}={v}" for k, v in point.items() if k != "name")
+    context.say(f"{name}{f' ({keys})' if keys else ''}: test {prepared.metric} {score:.4f}")
