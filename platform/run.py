@@ -114,7 +114,7 @@ def _run(config, workdir, trust, console, devices) -> Result:
             if before is not None:
                 status = folder.read_status(workdir)
                 if status["state"] == "done" and folder.read_result(workdir):
-                    if not _longer(before, resolved):
+                    if not _longer(before, resolved) and not _other_methods(before, resolved):
                         return read_result(os.fspath(workdir), "done", "")
                 elif status["state"] == "diverged" and before.to_dict() == configs.thaw(resolved):
                     raise DivergedError(f"{status.get('message')}\n{_DIVERGES_AGAIN}")
@@ -233,6 +233,12 @@ def check_resumable(workdir: str | os.PathLike, program: Program, resolved: Any)
 
 def _longer(before, resolved) -> bool:
     return (before.get("steps"), before.get("epochs")) != (resolved.steps, resolved.epochs)
+
+
+def _other_methods(before, resolved) -> bool:
+    """Tells whether a merge of tasks has been given other methods than it was finished with."""
+    differences = configs.difference(configs.thaw(before), configs.thaw(resolved))
+    return any(key.startswith("merge.methods") for key in differences)
 
 
 def _describe(workdir, config, resolved, mesh: Mesh | None = None) -> None:

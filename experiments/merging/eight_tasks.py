@@ -1,4 +1,4 @@
-"""Eight image tasks, one small ViT: ten ways to merge eight fine-tuned models into one.
+"""Eight image tasks, one small ViT: eleven ways to merge eight fine-tuned models into one.
 
 A ViT is trained on upright clothes (the first half of Fashion-MNIST) and fine-tuned, with a head of
 its own for each task, on clothes that are turned, upside down, negative, or cut in pieces (the
@@ -46,13 +46,16 @@ def get_config(size: str = "full") -> ConfigDict:
 
     few = 250 if tiny else 2000  # examples of validation, and of test
 
+    # The seeds differ in the order of their examples: heads start at zero, bodies at the base.
+    common = dict(batch_size=64, held_out=few, order="per_seed")
+
     def clothes(**changes) -> dict:
         data = dict(name="derived", part="second", classes=CLOTHES, **changes)
-        return dict(data=dict(data, batch_size=64, held_out=few))
+        return dict(data=dict(data, **common))
 
     def others(source: str, **changes) -> dict:
         data = dict(name="derived", source=source, **changes)
-        return dict(data=dict(data, batch_size=64, held_out=few))
+        return dict(data=dict(data, **common))
 
     scales = tuple(round(0.1 * number, 1) for number in range(1, 11))
     wide = (0.1, 0.2, 0.3, 0.5, 0.7, 1.0, 1.5, 2.0)
@@ -86,6 +89,8 @@ def get_config(size: str = "full") -> ConfigDict:
                 iso_c=dict(name="iso_c", scale=wide),
                 adamerging_task=dict(name="adamerging", coefficients="task"),
                 adamerging_layer=dict(name="adamerging", coefficients="layer"),
+                # What such coefficients reach with labels: how much of AdaMerging is its objective.
+                supervised_layer=dict(name="adamerging", objective="labels"),
             ),
             examples=64 if tiny else 256,  # of each task, for Fishers and Gram matrices
             unlabeled="validation",  # whose inputs AdaMerging sees; the table is of test

@@ -22,6 +22,10 @@ Loss = Callable[[Tree, Any, Any], jax.Array]
 """(parameters, batch, what is held for all steps) to a scalar."""
 
 
+NEEDS = {"entropy": "unlabeled", "labels": "labeled"}
+"""What `Merger.needs` says of an objective."""
+
+
 class Learned(NamedTuple):
     """What a learned merge gives.
 
@@ -79,6 +83,7 @@ def entropy(logits: jax.Array) -> jax.Array:
 
 def merger(
     coefficients: Literal["task", "layer"],
+    objective: Literal["entropy", "labels"],
     start: float,
     learning_rate: float,
     b1: float,
@@ -123,7 +128,7 @@ def merger(
     def apply(models: Sequence[Tree], **given: Any) -> Tree:
         return fit(models, **given).params
 
-    return Merger("adamerging", apply, True, False, needs="unlabeled", fit=fit)
+    return Merger("adamerging", apply, True, False, needs=NEEDS[objective], fit=fit)
 
 
 def _start(leaves: mergers.Leaves, kind: str, start: float, count: int) -> dict[str, jax.Array]:

@@ -11,6 +11,7 @@ from lamina.platform.merging.method import fraction
 def adamerging(
     *,
     coefficients: Literal["task", "layer"] = "layer",
+    objective: Literal["entropy", "labels"] = "entropy",
     start: float = 0.3,
     learning_rate: float = 1e-3,
     b1: float = 0.9,
@@ -29,6 +30,9 @@ def adamerging(
     Args:
         coefficients: "task" has one for each model, "layer" one for each model and tensor (and
             layer of a stack), as the authors' code.
+        objective: what the program `merge` minimises: the entropy, without labels, or the
+            cross-entropy of labels (as aTLAS does, Zhang et al. 2024, arXiv 2407.02880), which
+            tells what such coefficients could reach. In Python the loss is what you give.
         start: of all coefficients. Default: 0.3, the paper's.
         learning_rate: Adam's. Default: 1e-3, the paper's.
         b1: Adam's. Default: 0.9.
@@ -40,7 +44,7 @@ def adamerging(
     """
     from lamina.platform.merging import learned
 
-    return learned.merger(coefficients, start, learning_rate, b1, b2, clip)
+    return learned.merger(coefficients, objective, start, learning_rate, b1, b2, clip)
 
 
 def fisher(*, floor: float = 1e-6, normalize: bool = True) -> Any:

@@ -47,7 +47,7 @@ class Given(NamedTuple):
         merge: the config's block.
         tasks: task to the parts with which its model is evaluated.
         paths: where the trained models are.
-        unlabeled: the loss of learned merges.
+        learning: the losses of learned merges.
         merger: a point's items to its merger; one that is kept is compiled once.
     """
 
@@ -57,7 +57,7 @@ class Given(NamedTuple):
     merge: Any
     tasks: Mapping[str, Experiment]
     paths: Paths
-    unlabeled: models.Unlabeled
+    learning: models.Learning
     merger: Callable[[tuple[tuple[str, Any], ...]], Merger]
 
 
@@ -130,13 +130,14 @@ class Bench:
         given: dict[str, Any] = {}
         if merger.needs in ("fishers", "grams"):
             given = {merger.needs: self._gathered(merger.needs)}
-        if merger.needs == "unlabeled":
-            inputs = self._given.unlabeled.batches(m.unlabeled, m.steps, m.batch_size, self._seed)
-            given = {"batches": inputs, "held": self._given.unlabeled.held(found)}
+        learning, labels = self._given.learning, merger.needs == "labeled"
+        if merger.fit:
+            batches = learning.batches(m.unlabeled, m.steps, m.batch_size, self._seed, labels)
+            given = {"batches": batches, "held": learning.held(found)}
         size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         held = (len(tasks) + 2) * size(base) + size(given)
-        if merger.needs == "unlabeled":
-            given["loss"] = self._given.unlabeled.loss
+        if merger.fit:
+            given["loss"] = learning.labelled if labels else learning.entropy
         bodies = [found[task].body for task in tasks]
         axes = models.axes_of(next(iter(self._given.tasks.values())), base)
         begin = time.monotonic()

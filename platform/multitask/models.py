@@ -5,7 +5,7 @@ Letters: T tasks, S steps, B examples of a task in a step.
 
 import functools
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -24,6 +24,7 @@ from lamina.platform.merging import fisher, grams, learned
 from lamina.platform.training import evaluation_step, trained
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.step import Recipe
+from lamina.platform.training.tasks import Task
 
 Flat = dict[str, jax.Array]
 
@@ -230,8 +231,8 @@ def _gather(
     return grams.collect(logits, body, rows)
 
 
-class Unlabeled:
-    """The entropy of a merged model's predictions on all tasks: a loss for learned merges.
+class Learning:
+    """The losses of learned merges over all tasks, and their batches.
 
     Tasks whose models are computed alike go through one vectorised pass.
 
@@ -245,8 +246,8 @@ class Unlabeled:
             self._groups.setdefault(signature(parts), []).append(name)
         self._tasks = tasks
 
-    def batches(self, split_name: str, steps: int, size: int, seed: int) -> Any:
-        """Returns for each group the inputs [S, T, B, ...] of all steps, without labels."""
+    def batches(self, split_name: str, steps: int, size: int, seed: int, labels: bool) -> Any:
+        """Returns for each group the examples [S, T, B, ...] of all steps, or inputs alone."""
         found = {}
         for group in self._groups.values():
             rows = []
@@ -254,7 +255,8 @@ class Unlabeled:
                 source = self._tasks[name].dataset.splits[split_name]
                 chosen = order.indices(len(source), seed, 0, steps * size)
                 taken = examples(source, chosen)
-                taken = {key: value for key, value in taken.items() if key != "labels"}
+                if not labels:
+                    taken.pop("labels")
                 rows.append({k: v.reshape(steps, size, *v.shape[1:]) for k, v in taken.items()})
             found[group[0]] = {k: np.stack([row[k] for row in rows], 1) for k in rows[0]}
         return found
@@ -269,19 +271,30 @@ class Unlabeled:
             for group in self._groups.values()
         }
 
-    def loss(self, body: Any, batch: Any, held: Any) -> jax.Array:
-        """Returns the mean over tasks of the mean entropy, in nats."""
+    def entropy(self, body: Any, batch: Any, held: Any) -> jax.Array:
+        """Returns the mean over tasks of the mean entropy of the predictions, in nats."""
+        return self._mean(
+            lambda task, output, rows: learned.entropy(output.logits), body, batch, held
+        )
+
+    def labelled(self, body: Any, batch: Any, held: Any) -> jax.Array:
+        """Returns the mean over tasks of the task's own loss."""
+        return self._mean(lambda task, output, rows: task.loss(output, rows)[0], body, batch, held)
+
+    def _mean(
+        self, losses: Callable[[Task, Any, Any], jax.Array], body: Any, batch: Any, held: Any
+    ) -> jax.Array:
         total = jnp.zeros((), jnp.float32)
         flat = names.flatten(body)
         for group in self._groups.values():
             recipe = self._tasks[group[0]].recipe
 
             def one(kept: Any, rows: Any, recipe: Recipe = recipe) -> jax.Array:
-                own, state = kept
-                arguments, options = recipe.task.inputs(feeds.normalise(rows))
+                (own, state), rows = kept, feeds.normalise(rows)
+                arguments, options = recipe.task.inputs(rows)
                 params = names.nest({**flat, **own})
                 output, _ = recipe.model.apply(params, state, *arguments, train=False, **options)
-                return learned.entropy(output.logits).mean()
+                return losses(recipe.task, output, rows).mean()
 
             with placement.use(recipe.placement):
                 total += jax.vmap(one)(held[group[0]], batch[group[0]]).sum()

@@ -39,7 +39,7 @@ class Merge(NamedTuple):
         metric: by which points are chosen and models compared; "" takes the first task's.
         examples: training examples of each task for Fishers and Gram matrices.
         fisher: where the labels of the Fisher information come from.
-        unlabeled: the split whose inputs learned merges see; never its labels.
+        unlabeled: the split that learned merges see; its labels only with `objective="labels"`.
         steps: of learned merges.
         batch_size: examples of each task in a step of a learned merge.
     """

@@ -152,6 +152,7 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
             "fishers": f"; Fishers ({m.fisher}) of {m.examples} training examples a task",
             "grams": f"; Gram matrices of {m.examples} training examples a task",
             "unlabeled": f"; {m.steps} steps on {m.batch_size} unlabelled {m.unlabeled} inputs",
+            "labeled": f"; {m.steps} steps on {m.batch_size} {m.unlabeled} examples of each task",
             "": "",
         }[needs]
         grid = f"{len(points)} points" if len(points) > 1 else "1 point"
@@ -185,7 +186,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         prepared.config.merge,
         prepared.tasks,
         paths,
-        models.Unlabeled(prepared.tasks),
+        models.Learning(prepared.tasks),
         functools.cache(lambda items: merging.create(**dict(items))),
     )
     for seed in prepared.config.seeds:
@@ -195,6 +196,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         for name, points in methods.items():
             if len(points) > 1:
                 tried[name].append([one.point(name, n, p) for n, p in enumerate(points)])
+    warn_of_equal_seeds(known["individual"], context)
     best = {name: choose(prepared, found) for name, found in tried.items()}
     chosen = {name: points[best[name]] for name, points in methods.items()}
     for seed in prepared.config.seeds:
@@ -250,6 +252,15 @@ def choose(prepared: Prepared, tried: Sequence[Sequence[Cell]]) -> int:
     score = lambda cell: cells.mean(cell.scores["validation"], prepared.metric)
     means = np.mean([[score(cell) for cell in found] for found in tried], axis=0)
     return int(np.nanargmax(means if prepared.mode == "max" else -means))
+
+
+def warn_of_equal_seeds(individual: Sequence[Cell], context: Context) -> None:
+    """Tells the user of seeds whose models are the same."""
+    if len(individual) > 1 and all(c.scores == individual[0].scores for c in individual[1:]):
+        context.say(
+            "the models of all seeds score the same: give them something to differ in, such as "
+            "data.order = 'per_seed' in every task"
+        )
 
 
 def say_method(

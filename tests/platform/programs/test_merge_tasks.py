@@ -39,6 +39,7 @@ def config_of(**merge):
             "fisher": {"name": "fisher"},
             "regmean": {"name": "regmean"},
             "adamerging": {"name": "adamerging", "learning_rate": 0.01},
+            "labels": {"name": "adamerging", "objective": "labels", "learning_rate": 0.01},
         },
         "examples": 32,
         "steps": 5,
@@ -163,12 +164,16 @@ def test_the_report_has_table_radar_and_coefficients(finished):
 def test_runs_that_are_there_are_merged_and_methods_can_be_added(finished, tmp_path):
     tasks = {name: {"run": f"{finished.workdir}/tasks/{name}"} for name in ("turned", "negative")}
     methods = {"average": {"name": "linear"}}
+    more = {**methods, "fisher": {"name": "fisher"}}
     base = f"{finished.workdir}/pretrain"
     config = config_of(tasks=tasks, base=base, methods=methods)
     found = start(config, tmp_path / "run")
     assert not (tmp_path / "run" / "tasks").exists()
     assert found.final["test/average"] == finished.final["test/average"]
     assert found.final["test/pretrained"] == finished.final["test/pretrained"]
+    again = start(config_of(tasks=tasks, base=base, methods=more), tmp_path / "run")
+    assert again.final["test/fisher"] == finished.final["test/fisher"]
+    assert again.final["test/average"] == found.final["test/average"]
 
 
 def test_check_says_what_a_merge_will_do(tmp_path, capsys):
