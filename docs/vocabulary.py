@@ -15,6 +15,7 @@ from lamina.platform.data.augmentations import AUGMENTATIONS
 from lamina.platform.multitask import settings as multitask
 from lamina.platform.programs import benchmark, incremental, rebasin
 from lamina.platform.programs.table import PROGRAMS
+from lamina.platform.sweeps import rivals
 from lamina.platform.sweeps import settings as sweeps
 from lamina.platform.training import experiment, settings
 from lamina.sharding.rules import PRESETS
@@ -59,6 +60,8 @@ def vocabulary() -> str:
     parts += _keys(sweeps.Sweep)
     parts += ["### `merge`", "Of the program `merge`, beside the training of its base."]
     parts += _keys(multitask.Merge)
+    parts += ["### `shootout`", "Of the program `shootout`, beside a whole training experiment."]
+    parts += _keys(rivals.Shootout)
     return "\n\n".join(parts)
 
 

@@ -10,6 +10,7 @@ from lamina.platform.data.fashion_mnist import fashion_mnist
 from lamina.platform.data.mixture import mixture
 from lamina.platform.data.python_domains import python_domains
 from lamina.platform.data.python_stdlib import python_stdlib
+from lamina.platform.data.quadratic import quadratic
 from lamina.platform.data.synthetic import synthetic_images, synthetic_tokens
 from lamina.platform.data.text import text
 from lamina.platform.data.tfds import tfds
@@ -22,6 +23,7 @@ DATASETS: dict[str, Callable[..., Dataset]] = {
     "mixture": mixture,
     "python_domains": python_domains,
     "python_stdlib": python_stdlib,
+    "quadratic": quadratic,
     "synthetic_images": synthetic_images,
     "synthetic_tokens": synthetic_tokens,
     "text": text,

@@ -6,8 +6,6 @@ goes on in the unit that it was in, from that unit's checkpoint, with the same n
 reads the validation split; the test split is left to the run of `best.json`.
 """
 
-import contextlib
-import os
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
@@ -20,26 +18,11 @@ from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import DivergedError, UserError
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, formats, storage
-from lamina.platform.reporting.clock import Clock
-from lamina.platform.sweeps import lanes, members, planning, results, searching, space
-from lamina.platform.sweeps.planning import Group, Shape, Trial
-from lamina.platform.training import compiled, evaluation, experiment, loading
-from lamina.platform.training import settings as training_settings
+from lamina.platform.sweeps import groups, planning, results, searching, space
+from lamina.platform.sweeps.planning import Group, Trial
+from lamina.platform.training import compiled, experiment, loading
 from lamina.platform.training.experiment import Experiment
 from lamina.sharding import rules as partition_rules
-
-FREE = (
-    "checkpoint.every",
-    "checkpoint.keep",
-    "data.placement",
-    "data.workers",
-    "trackers",
-    "tracker_options",
-)
-"""Keys that may change between two sessions of a sweep: they don't change what is computed."""
-
-UNITS = "units"
-SHAPES = "shapes.json"
 
 
 class Prepared(NamedTuple):
@@ -47,27 +30,23 @@ class Prepared(NamedTuple):
 
     Attributes:
         parts: of the experiment itself, without the sweep.
+        base: what the trials have in common.
         domains: the search space.
         trials: all of them; of Optuna's none, which are asked for as the sweep goes.
-        groups: of the trials.
+        grouped: the trials by what has to be compiled.
         metric: of the selection.
         mode: "max" or "min".
-        loaded: what isn't drawn.
         config: resolved.
-        trust: packages whose factories the config may name.
-        devices: the devices to use.
     """
 
     parts: Experiment
+    base: groups.Base
     domains: Sequence[space.Domain]
     trials: Sequence[Trial]
-    groups: Sequence[Group]
+    grouped: Sequence[Group]
     metric: str
     mode: str
-    loaded: loading.Loaded
     config: FrozenConfigDict
-    trust: Sequence[str]
-    devices: Any
 
 
 def prepare(
@@ -85,8 +64,8 @@ def prepare(
     del fresh
     if jax.process_count() > 1:
         raise UserError("a sweep runs in one process: start one for each part of the space")
-    base = planning.make_trial(0, {}, config, trust)
-    parts = experiment.assemble(base.config, trust, devices, dataset)
+    plain = planning.make_trial(0, {}, config, trust).config
+    parts = experiment.assemble(plain, trust, devices, dataset)
     domains, _ = space.read(config.sweep.space, config)
     s = config.sweep
     points: list[dict[str, Any]] = []
@@ -97,11 +76,11 @@ def prepare(
     else:
         searching.ask(domains, (), 1, s.seed, "max")  # whether it is there
     trials = [planning.make_trial(i, v, config, trust) for i, v in enumerate(points)]
-    metric, mode = selection(parts)(s.metric, s.mode)
+    metric, mode = groups.selection(parts, "sweep.metric")(s.metric, s.mode)
     whole = partition_rules.replicated(parts.mesh)
-    loaded = loading.load(base.config, trust, parts.recipe.model, whole)
-    prepared = Prepared(parts, domains, trials, (), metric, mode, loaded, config, trust, devices)
-    return prepared._replace(groups=grouped(prepared, trials))
+    loaded = loading.load(plain, trust, parts.recipe.model, whole)
+    base = groups.Base(parts, loaded, trust, devices, s.at_once)
+    return Prepared(parts, base, domains, trials, groups.find(base, trials), metric, mode, config)
 
 
 def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -> list[str]:
@@ -112,74 +91,15 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
         return [f"{s.trials} trials of {seeds} seeds, asked of Optuna {s.round} at a time"]
     lines = [
         f"{len(prepared.trials)} trials of {seeds} seeds ({s.method}) in "
-        f"{len(prepared.groups)} programs; the best by the {prepared.mode}imum of {prepared.metric}"
+        f"{len(prepared.grouped)} programs; "
+        f"the best by the {prepared.mode}imum of {prepared.metric}"
     ]
-    for group in prepared.groups:
+    for group in prepared.grouped:
         own = {k: v for k, v in group.trials[0].values.items() if k not in group.hyper}
         fixed = ", ".join(f"{key} = {value!r}" for key, value in own.items())
         arrays = ", ".join(group.hyper) or "none"
         lines.append(f"  {len(group.trials)} trials, {fixed or 'all alike'}; as arrays: {arrays}")
     return lines
-
-
-def selection(parts: Experiment):
-    """Returns `(metric, mode) -> (metric, mode)`, with defaults filled in.
-
-    Raises:
-        UserError: (by the function) the metric isn't measured.
-    """
-    chosen = [entry for entry in evaluation.choose(parts) if entry.name != "test"]
-    measured = evaluation.metric_names(parts, chosen)
-
-    def choose(metric: str, mode: str) -> tuple[str, str]:
-        own, own_mode = parts.recipe.task.select
-        if not metric:
-            return f"validation/{own}", own_mode if mode == "auto" else mode
-        if metric not in measured:
-            raise UserError(
-                f"sweep.metric = {metric!r} isn't measured: one of {', '.join(measured)}"
-            )
-        return metric, training_settings.better(metric, mode)
-
-    return choose
-
-
-def grouped(prepared: Prepared, trials: Sequence[Trial]) -> list[Group]:
-    """Returns the trials by what has to be compiled."""
-    dataset = lambda trial: dataset_of(prepared, trial)
-    for trial in trials:
-        try:
-            experiment.check_factories(trial.config, prepared.trust, prepared.parts)
-        except UserError as error:
-            raise UserError(f"{planning.describe(trial.number, trial.values)}: {error}") from error
-    tried = lambda trial, keys: planning.traceable(
-        trial, keys, prepared.trust, prepared.devices, dataset(trial)
-    )
-    found = planning.group(trials, tried)
-    for group in found:
-        if not group.hyper:  # nothing was tried: what is wrong shall show now
-            first = group.trials[0].config
-            experiment.assemble(first, prepared.trust, prepared.devices, dataset(group.trials[0]))
-    return found
-
-
-def dataset_of(prepared: Prepared, trial: Trial) -> Dataset:
-    """Returns the data set of a trial: that of the experiment, unless it varies the data."""
-    if trial.config.data == prepared.parts.config.data:
-        return prepared.parts.dataset
-    different = configs.difference(
-        configs.thaw(prepared.parts.config.data), configs.thaw(trial.config.data)
-    )
-    if set(different) <= set(training_settings.Data._fields):
-        return prepared.parts.dataset  # another batch size or order of the same data
-    return experiment.open_dataset(trial.config.data, prepared.trust)
-
-
-def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Returns the differences between two configs that forbid the new one to go on."""
-    differences = configs.difference(old, new)
-    free = lambda key: any(key == name or key.startswith(f"{name}.") for name in FREE)
-    return {key: values for key, values in differences.items() if not free(key)}
 
 
 def sweep(prepared: Prepared, context: Context) -> Outcome:
@@ -196,54 +116,39 @@ def sweep(prepared: Prepared, context: Context) -> Outcome:
     workdir = context.workdir
     folder.write_parameters(workdir, compiled.parameter_rows(prepared.parts))
     rows = results.read(workdir)
-    clock = Clock()
-    if prepared.loaded.report:
-        context.say(f"{prepared.config.init_from}: {prepared.loaded.report}")
-    programs = set()
-    with contextlib.ExitStack() as stack:
-        known, built = None, None
+    if prepared.base.loaded.report:
+        context.say(f"{prepared.config.init_from}: {prepared.base.loaded.report}")
+    # Optuna's rounds come back to the same program.
+    with groups.Programs(prepared.base) as programs:
         for group in rounds(prepared, rows):
-            shape = shape_of(prepared, group, workdir)
-            key = (planning.rest_of(group.trials[0], group.hyper), group.hyper, shape[2:])
-            programs.add(key)
-            todo = [
-                unit
-                for unit in planning.units(group, shape.trials)
-                if any(trial.number not in rows for trial in unit)
-            ]
-            if not todo:
-                continue
-            if built is None or key != known:  # Optuna's rounds come back to the same program
-                stack.pop_all().close()
-                with clock.phase("compile"):
-                    data = dataset_of(prepared, group.trials[0])
-                    built = lanes.compile_group(
-                        group, shape, prepared.trust, prepared.devices, data
-                    )
-                known = key
-                stack.callback(built.close)
-            for unit in todo:
-                with clock.phase("train"):
-                    rows |= run_unit(prepared, built._replace(shape=shape), unit, context)
+            shape = groups.shape_of(prepared.base, group, workdir)
+            programs.note(group, shape)
+            for unit in planning.units(group, shape.trials):
+                if all(trial.number in rows for trial in unit):
+                    continue
+                finished = groups.run_unit(programs, group, shape, unit, workdir, context.stop)
+                for trial, ended, row in results.of_unit(finished, prepared.metric):
+                    results.write_trial(results.folder_of(workdir, trial), trial, ended, row)
+                    rows[trial.number] = row
                 results.write(workdir, rows)
                 say_unit(prepared, unit, rows, context)
-    return Outcome(finish(prepared, rows, len(programs), clock, workdir))
+        return Outcome(finish(prepared, rows, programs, workdir))
 
 
 def rounds(prepared: Prepared, rows: Mapping[int, results.Row]) -> Iterator[Group]:
     """Yields the groups to run; Optuna's once the rounds before them are in `rows`."""
     s = prepared.config.sweep
     if s.method != "optuna":
-        yield from prepared.groups
+        yield from prepared.grouped
         return
     told: list[tuple[Mapping[str, Any], float | None]] = []
     while len(told) < s.trials:
         count = min(s.round, s.trials - len(told))
         points = searching.ask(prepared.domains, told, count, s.seed, prepared.mode)
         first = len(told)
-        make = partial(planning.make_trial, config=prepared.config, trust=prepared.trust)
+        make = partial(planning.make_trial, config=prepared.config, trust=prepared.base.trust)
         trials = [make(first + i, values) for i, values in enumerate(points)]
-        yield from grouped(prepared, trials)
+        yield from groups.find(prepared.base, trials)
         told += [(t.values, rows[t.number]["score"]) for t in trials]
 
 
@@ -252,44 +157,6 @@ def tuples(data: Any) -> Any:
     if isinstance(data, Mapping):
         return {key: tuples(value) for key, value in data.items()}
     return tuple(map(tuples, data)) if isinstance(data, list | tuple) else data
-
-
-def shape_of(prepared: Prepared, group: Group, workdir: str) -> Shape:
-    """Returns how a group is run; a sweep that goes on does so in the same way, on any machine."""
-    path = os.path.join(workdir, UNITS, SHAPES)
-    known = storage.read_object(path)
-    name = str(group.trials[0].number)
-    if name not in known:
-        parts, c = prepared.parts, group.trials[0].config
-        device = parts.mesh.devices.flat[0]
-        wanted = len(group.trials) * len(c.seeds)
-        fitting = members.at_once(parts, members.memory(device), wanted)
-        limit = min(fitting, c_limit) if (c_limit := prepared.config.sweep.at_once) else fitting
-        shape = planning.shape(
-            len(group.trials),
-            len(c.seeds),
-            platform=device.platform,
-            devices=parts.mesh.size,
-            seed_parallelism=parts.mesh.shape["seed"],
-            cores=lanes.cores(),
-            steps_per_call=c.steps_per_call,
-            at_once=limit,
-        )
-        known[name] = shape._asdict()
-        storage.write_json(path, known)
-    return Shape(**known[name])
-
-
-def run_unit(
-    prepared: Prepared, built: lanes.Compiled, unit: Sequence[Trial], context: Context
-) -> dict[int, results.Row]:
-    """Runs a unit, writes its trials' folders, and returns their rows."""
-    path = os.path.join(context.workdir, UNITS, str(unit[0].number))
-    finished = members.run(built, unit, path, prepared.loaded, context.stop)
-    found = results.of_unit(finished, prepared.metric)
-    for trial, ended, row in found:
-        results.write_trial(context.workdir, trial, ended, row)
-    return {trial.number: row for trial, _, row in found}
 
 
 def say_unit(prepared: Prepared, unit: Sequence[Trial], rows: Mapping, context: Context) -> None:
@@ -307,8 +174,7 @@ def say_unit(prepared: Prepared, unit: Sequence[Trial], rows: Mapping, context: 
 def finish(
     prepared: Prepared,
     rows: Mapping[int, results.Row],
-    programs: int,
-    clock: Clock,
+    programs: groups.Programs,
     workdir: str,
 ) -> dict[str, Any]:
     """Chooses the best trial, writes `best.json`, and returns the result.
@@ -324,11 +190,10 @@ def finish(
             f"{results.TABLE}; search smaller learning rates"
         )
     trial = planning.make_trial(
-        best["trial"], tuples(best["values"]), prepared.config, prepared.trust
+        best["trial"], tuples(best["values"]), prepared.config, prepared.base.trust
     )
     path = storage.as_path(workdir) / results.BEST
     storage.write_text(path, configs.to_json(trial.config))
-    totals = clock.totals()
     return storage.plain(
         {
             "final": best["final"],
@@ -336,9 +201,9 @@ def finish(
             "mode": prepared.mode,
             "best": {"trial": best["trial"], "score": best["score"], **best["values"]},
             **results.summary(rows, prepared.mode),
-            "programs": programs,
+            "programs": len(programs.seen),
             "seconds": sum(row["seconds"] for row in rows.values()),
-            "compile_seconds": totals.get("compile", 0.0),
+            "compile_seconds": programs.seconds,
             "steps": prepared.parts.steps,
             "table": order,
         }

@@ -12,10 +12,11 @@ from lamina.platform.programs import (
     lr_finder,
     merge_tasks,
     rebasin,
+    shootout,
     sweep,
     train,
 )
-from lamina.platform.sweeps import settings
+from lamina.platform.sweeps import groups, rivals, settings
 from lamina.platform.training import experiment
 
 
@@ -86,12 +87,20 @@ PROGRAMS: Mapping[str, Program] = {
         train.train,
         train.forbidden_changes,
     ),
+    "shootout": Program(
+        rivals.SCHEMA,
+        rivals.resolve,
+        shootout.prepare,
+        shootout.shootout,
+        groups.forbidden_changes,
+        shootout.describe,
+    ),
     "sweep": Program(
         settings.SCHEMA,
         settings.resolve,
         sweep.prepare,
         sweep.sweep,
-        sweep.forbidden_changes,
+        groups.forbidden_changes,
         sweep.describe,
     ),
 }

@@ -19,10 +19,10 @@ COLOURS = 8
 """Colours that style.css has for lines: --s0 to --s7."""
 
 # Colours that stand for CSS variables in what matplotlib draws, so that one SVG serves both themes.
-_LINES = tuple(f"#0a0b{slot:02d}" for slot in range(COLOURS))
+LINES = tuple(f"#0a0b{slot:02d}" for slot in range(COLOURS))
 _INK, _MUTED, _GRID, _PAPER = "#0a0bf0", "#0a0bf1", "#0a0bf2", "#0a0bf3"
 _VARIABLES = {
-    **{colour: f"var(--s{slot})" for slot, colour in enumerate(_LINES)},
+    **{colour: f"var(--s{slot})" for slot, colour in enumerate(LINES)},
     _INK: "var(--ink)",
     _MUTED: "var(--muted)",
     _GRID: "var(--grid)",
@@ -53,7 +53,7 @@ _STYLE: dict[str, Any] = {
     "path.simplify": True,
 }
 _WIDTH, _HEIGHT = 360.0, 200.0  # in points, which are the units inside the SVG
-_LABEL = 14  # characters of a direct label; the page has the whole name
+LABEL = 14  # characters of a direct label; the page has the whole name
 
 
 class Line(NamedTuple):
@@ -76,7 +76,7 @@ def chart(lines: list[Line], description: str) -> str:
     """
     lines = [line._replace(curve=thin(line.curve)) for line in lines]
     lines = [line for line in lines if np.isfinite(line.curve.mean).any()]
-    return _figure(lambda axes: _draw(axes, lines), description) if lines else ""
+    return figure(lambda axes: _draw(axes, lines), description) if lines else ""
 
 
 class Scatter(NamedTuple):
@@ -101,7 +101,7 @@ def scatter(groups: list[Scatter], x_label: str, description: str) -> str:
     """
     if not any(np.isfinite(group.y).any() for group in groups):
         return ""
-    return _figure(lambda axes: _draw_points(axes, groups, x_label), description)
+    return figure(lambda axes: _draw_points(axes, groups, x_label), description)
 
 
 def _draw_points(axes: "Axes", groups: list[Scatter], x_label: str) -> None:
@@ -115,7 +115,7 @@ def _draw_points(axes: "Axes", groups: list[Scatter], x_label: str) -> None:
     if y.min() > 0 and y.max() > 20 * y.min():
         axes.set_yscale("log")
     for group in groups:
-        known, colour = np.isfinite(group.y), _LINES[group.slot % COLOURS]
+        known, colour = np.isfinite(group.y), LINES[group.slot % COLOURS]
         axes.plot(
             group.x[known], group.y[known], "o", color=colour, markersize=4, label=group.label
         )
@@ -158,7 +158,7 @@ def radar(polygons: Sequence[Polygon], corners: Sequence[str], description: str)
     """
     if len(corners) < 3:
         return ""
-    return _figure(lambda axes: _draw_radar(axes, polygons, corners), f"{description} by corner")
+    return figure(lambda axes: _draw_radar(axes, polygons, corners), f"{description} by corner")
 
 
 def _draw_radar(axes: "Axes", polygons: Sequence[Polygon], corners: Sequence[str]) -> None:
@@ -171,16 +171,16 @@ def _draw_radar(axes: "Axes", polygons: Sequence[Polygon], corners: Sequence[str
     for place, name in enumerate(corners):
         axes.plot([0, x[place]], [0, y[place]], color=_GRID, linewidth=0.6)
         side = "center" if abs(x[place]) < 0.2 else "left" if x[place] > 0 else "right"
-        text = name if len(name) <= _LABEL else name[: _LABEL - 1] + "…"
+        text = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
         place_at = (1.07 * x[place], 1.1 * y[place])
         axes.text(*place_at, text, color=_MUTED, fontsize=7, ha=side, va="center")
     for polygon in polygons:
         values = np.array([value or 0.0 for value in polygon.values])[closed]
-        colour = _LINES[polygon.slot % COLOURS]
+        colour = LINES[polygon.slot % COLOURS]
         axes.plot(values * x[closed], values * y[closed], color=colour, linewidth=1.1)
     for place, polygon in enumerate(polygons):
-        text = polygon.label if len(polygon.label) <= _LABEL else polygon.label[:13] + "…"
-        colour = _LINES[polygon.slot % COLOURS]
+        text = polygon.label if len(polygon.label) <= LABEL else polygon.label[:13] + "…"
+        colour = LINES[polygon.slot % COLOURS]
         axes.text(1.0, 1 - 0.075 * place, text, color=colour, transform=axes.transAxes, va="top")
     axes.set_aspect("equal")
     axes.set_xlim(-1.5, 1.5)
@@ -202,7 +202,7 @@ def coefficients(values: Mapping[str, Any], models: Sequence[str], description: 
     """
     columns = [np.asarray(each, float).reshape(len(models), -1) for each in values.values()]
     table = np.concatenate(columns, axis=1)
-    return _figure(lambda axes: _draw_coefficients(axes, table, models), description)
+    return figure(lambda axes: _draw_coefficients(axes, table, models), description)
 
 
 def _draw_coefficients(axes: "Axes", table: np.ndarray, models: Sequence[str]) -> None:
@@ -214,7 +214,7 @@ def _draw_coefficients(axes: "Axes", table: np.ndarray, models: Sequence[str]) -
         for column in range(columns):
             share = (table[row, column] - low) / (high - low)
             patch = Rectangle(
-                (column, rows - 1 - row), 1, 0.92, color=_LINES[0], alpha=float(share), linewidth=0
+                (column, rows - 1 - row), 1, 0.92, color=LINES[0], alpha=float(share), linewidth=0
             )
             axes.add_patch(patch)
         mean = table[row].mean()
@@ -229,7 +229,7 @@ def _draw_coefficients(axes: "Axes", table: np.ndarray, models: Sequence[str]) -
     axes.set_xlabel(f"{wide}; from {low:.2g} (pale) to {high:.2g}; means at the right", labelpad=3)
 
 
-def _figure(draw: Callable[["Axes"], None], description: str) -> str:
+def figure(draw: Callable[["Axes"], None], description: str) -> str:
     """Returns what `draw` draws as an `<svg>` element for a page."""
     import matplotlib.style
     from matplotlib.backends.backend_svg import FigureCanvasSVG
@@ -256,7 +256,7 @@ def _draw(axes: "Axes", lines: list[Line]) -> None:
     if logarithmic:
         axes.set_yscale("log")
     for line in lines:
-        curve, colour = line.curve, _LINES[line.slot % COLOURS]
+        curve, colour = line.curve, LINES[line.slot % COLOURS]
         if curve.seeds > 1:
             low, high = curve.mean - curve.std, curve.mean + curve.std
             if logarithmic:  # a band that reaches below zero would take the axis with it
@@ -328,8 +328,8 @@ def _labels(axes: "Axes", lines: list[Line]) -> None:
         ends.append(axes.transAxes.inverted().transform((0, end))[1])
     gap = (22 if two else 11) / 168
     for line, place in zip(lines, spread(ends, gap, low=0.05), strict=True):
-        colour = _LINES[line.slot % COLOURS]
-        text = line.label if len(line.label) <= _LABEL else line.label[: _LABEL - 1] + "…"
+        colour = LINES[line.slot % COLOURS]
+        text = line.label if len(line.label) <= LABEL else line.label[: LABEL - 1] + "…"
         if not two:
             axes.text(1.03, place, text, color=colour, transform=axes.transAxes, va="center")
             continue

@@ -10,6 +10,7 @@ import numpy as np
 
 from lamina.platform.reporting import (
     charts,
+    contest,
     curves,
     folder,
     formats,
@@ -40,7 +41,9 @@ def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any
         return _sweep(workdir, result)
     if program == "merge" and isinstance(result.get("methods"), Sequence):
         return _merge(result)
-    if program in ("shootout", "rebasin") and isinstance(result.get("panels"), Sequence):
+    if program == "shootout" and isinstance(result.get("shootout"), Mapping):
+        return contest.build(result["shootout"])
+    if program == "rebasin" and isinstance(result.get("panels"), Sequence):
         return [_stored(panel) for panel in result["panels"]]
     return []
 

@@ -312,7 +312,7 @@ def _samples(workdir: PathLike) -> tuple[list[dict[str, str]], int]:
 
 def _extra(result: Mapping[str, Any]) -> dict[str, Any]:
     """Plain values of the result that no other section shows."""
-    shown = {"final", "phases", "accuracy", *(key for key, _, _ in SPEED)}
+    shown = {"final", "phases", "accuracy", "shootout", *(key for key, _, _ in SPEED)}
     rest = {key: value for key, value in result.items() if key not in shown}
     flat = storage.flatten(rest)
     plain = {k: v for k, v in flat.items() if isinstance(v, int | float | str) and str(v)}

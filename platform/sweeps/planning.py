@@ -60,7 +60,8 @@ def make_trial(
     """
     changed = ConfigDict(configs.thaw(config))
     with changed.unlocked(), changed.ignore_type():
-        del changed["sweep"]
+        if "sweep" in changed:
+            del changed["sweep"]
         changed.program = "train"
         for key, value in values.items():
             *blocks, last = key.split(".")

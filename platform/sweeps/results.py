@@ -2,6 +2,7 @@
 
 import json
 import math
+import os
 import statistics
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
@@ -71,9 +72,14 @@ def of_unit(finished: Finished, metric: str) -> list[tuple[Trial, list[Ended], R
     return found
 
 
-def write_trial(workdir: str, trial: Trial, members: Sequence[Ended], row: Row) -> None:
+def folder_of(workdir: str, trial: Trial) -> str:
+    """Returns the folder of a trial."""
+    return os.path.join(workdir, TRIALS, f"{trial.number:03d}")
+
+
+def write_trial(path: str, trial: Trial, members: Sequence[Ended], row: Row) -> None:
     """Writes the folder of a trial: a run without checkpoints, to list, report and compare."""
-    root = storage.as_path(workdir) / TRIALS / f"{trial.number:03d}"
+    root = storage.as_path(path)
     folder.write_config(root, configs.to_json(trial.config))
     entries = [entry for ended in members for entry in ended.records]
     storage.write_bytes(root / folder.METRICS, records.lines(entries))

@@ -125,6 +125,74 @@ def bootstrap(
     return float(low), float(high)
 
 
+def bootstrap_scores(
+    seeds: Mapping[str, Mapping[str, Sequence[float]]],
+    *,
+    level: float = 0.95,
+    draws: int = 500,
+    seed: int = 0,
+) -> dict[str, tuple[float, float]]:
+    """Returns the percentile bootstrap interval of each optimizer's score over its seeds.
+
+    Args:
+        seeds: optimizer to workload to the time of each seed, whose median is the time.
+        level: coverage.
+        draws: resamplings; each takes all optimizers and workloads anew.
+        seed: fixes them.
+    """
+    generator = np.random.Generator(np.random.Philox(key=seed))
+    found: dict[str, list[float]] = {name: [] for name in seeds}
+
+    def resampled(values: Sequence[float]) -> float:
+        places = generator.integers(0, len(values), len(values))
+        return float(np.sort(np.asarray(values, float)[places])[(len(values) - 1) // 2])
+
+    for _ in range(draws):
+        times = {
+            name: {workload: resampled(values) for workload, values in own.items()}
+            for name, own in seeds.items()
+        }
+        for name, score in scores(times).items():
+            found[name].append(score)
+    tail = (1 - level) / 2
+    low_high = lambda values: np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
+    return {
+        name: (float(low), float(high))
+        for name, (low, high) in zip(found, map(low_high, found.values()), strict=True)
+    }
+
+
+def without_each(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
+    """Returns the scores without one workload, for each that is left out; of one there are none.
+
+    Args:
+        times: optimizer to workload to time.
+    """
+    workloads = list(next(iter(times.values())))
+    if len(workloads) < 2:
+        return {}
+    rest = lambda left: {
+        name: {w: t for w, t in own.items() if w != left} for name, own in times.items()
+    }
+    return {left: scores(rest(left)) for left in workloads}
+
+
+def winner(seeds: Mapping[str, Sequence[float]]) -> str:
+    """Returns the optimizer whose interval lies below those of all others, or "" if none does.
+
+    Args:
+        seeds: optimizer to the time of each seed on one workload.
+
+    Example:
+        >>> winner({"a": [1.0, 1.1, 1.2], "b": [2.0, 2.1, 2.2]})
+        'a'
+    """
+    intervals = {name: bootstrap(values) for name, values in seeds.items()}
+    first = min(intervals, key=lambda name: intervals[name][1])
+    others = [low for name, (low, _) in intervals.items() if name != first]
+    return first if all(intervals[first][1] < low for low in others) else ""
+
+
 def check_equal_tuning(budgets: Mapping[str, tuple[int, int, int]]) -> None:
     """Refuses to rank optimizers that were tuned unequally.
 

@@ -84,13 +84,14 @@ class Domain(NamedTuple):
 
 
 def read(
-    space: Mapping[str, Any], config: Mapping | FrozenConfigDict
+    space: Mapping[str, Any], config: Mapping | FrozenConfigDict, where: str = "sweep.space"
 ) -> tuple[list[Domain], list[str]]:
     """Reads a space.
 
     Args:
         space: the nested blocks.
         config: the resolved config whose keys they name.
+        where: it stands in the config, for messages.
 
     Returns:
         The domains, and what is wrong, a sentence each.
@@ -102,17 +103,17 @@ def read(
     for key, entry in _leaves(configs.thaw(space), known):
         if key not in known:
             near = names.nearest(key, known)
-            problems.append(f"sweep.space.{key}: {key} is no key of this config{near}")
+            problems.append(f"{where}.{key}: {key} is no key of this config{near}")
         elif key in ("program", "seeds"):
             reason = "every trial is run with all of config.seeds" if key == "seeds" else "fixed"
-            problems.append(f"sweep.space.{key}: {key} can't be searched: {reason}")
+            problems.append(f"{where}.{key}: {key} can't be searched: {reason}")
         else:
             domain, problem = _domain(key, entry)
             domains += [domain] if domain else []
-            problems += [f"sweep.space.{key}{problem}"] if problem else []
+            problems += [f"{where}.{key}{problem}"] if problem else []
     if not domains and not problems:
         problems.append(
-            "sweep.space is empty: give values for a config key, such as "
+            f"{where} is empty: give values for a config key, such as "
             "optimizer=dict(learning_rate=(1e-3, 1e-2))"
         )
     return domains, problems

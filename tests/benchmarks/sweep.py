@@ -24,7 +24,7 @@ import numpy as np
 from lamina.platform import config as configs
 from lamina.platform.programs import sweep
 from lamina.platform.reporting import records
-from lamina.platform.sweeps import lanes, members, planning, settings
+from lamina.platform.sweeps import groups, lanes, members, planning, settings
 from lamina.platform.sweeps.planning import Group, Shape
 from lamina.platform.training import loading
 from lamina.platform.training.signals import StopRequest
@@ -52,7 +52,7 @@ def timed(function):
 
 
 def compiled(prepared, group, shape):
-    return lanes.compile_group(group, shape, prepared.trust, None, prepared.parts.dataset)
+    return lanes.compile_group(group, shape, prepared.base.trust, None, prepared.parts.dataset)
 
 
 def runner(built, units, folder):
@@ -73,8 +73,8 @@ def runner(built, units, folder):
 
 
 def whole_sweep(prepared, folder):
-    group = prepared.groups[0]
-    shape = sweep.shape_of(prepared, group, folder)
+    group = prepared.grouped[0]
+    shape = groups.shape_of(prepared.base, group, folder)
     return runner(compiled(prepared, group, shape), [group.trials], folder), shape
 
 
@@ -84,7 +84,7 @@ def one_after_another(prepared, folder):
         for i, trial in enumerate(prepared.trials)
         for j, seed in enumerate(SEEDS)
     ]
-    group = Group(tuple(trials), prepared.groups[0].hyper)
+    group = Group(tuple(trials), prepared.grouped[0].hyper)
     built = compiled(prepared, group, Shape(1, 1, 1, "single"))
     return runner(built, [[trial] for trial in trials], folder)
 

@@ -15,6 +15,7 @@ VARIANTS = {
     "imagenet_vit": ("", "tiny"),
     "c4_transformer": ("", "tiny", "8b"),
     "cifar10": ("", "synthetic"),
+    "optimizers/shootout": ("quick", "targets"),
 }
 REFERENCES = [
     f"{name}:{variant}" if variant else name

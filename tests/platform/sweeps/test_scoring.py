@@ -61,3 +61,32 @@ def test_unequal_tuning_is_not_ranked():
     for other in ((3, 5, 1), (2, 6, 1), (2, 5, 3)):
         with pytest.raises(UserError, match="can't be ranked"):
             scoring.check_equal_tuning({"a": (2, 5, 1), "b": other})
+
+
+def test_leaving_a_workload_out_scores_the_rest():
+    times = {"a": {"x": 1.0, "y": math.inf}, "b": {"x": 2.5, "y": 3.0}}
+    assert scoring.without_each(times) == {"x": {"a": 0.0, "b": 1.0}, "y": {"a": 1.0, "b": 0.5}}
+    assert scoring.without_each({"a": {"x": 1.0}}) == {}
+
+
+def test_an_interval_of_a_score_holds_it_and_is_a_point_without_noise():
+    seeds = {
+        "a": {"x": [1.0, 1.2, 1.1, 1.3, 0.9], "y": [5.0, 4.0, 6.0, 5.5, math.inf]},
+        "b": {"x": [2.0] * 5, "y": [4.0] * 5},
+    }
+    medians = {
+        n: {w: scoring.study_score([[t] for t in v]) for w, v in own.items()}
+        for n, own in seeds.items()
+    }
+    score, found = scoring.scores(medians), scoring.bootstrap_scores(seeds)
+    for name, (low, high) in found.items():
+        assert low <= score[name] <= high
+    assert scoring.bootstrap_scores(seeds) == found
+    fixed = {"a": {"x": [1.0] * 3}, "b": {"x": [2.5] * 3}}
+    assert scoring.bootstrap_scores(fixed) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
+
+
+def test_who_wins_is_apart_from_all_others():
+    assert scoring.winner({"a": [1.0, 1.1, 1.2], "b": [1.15, 2.0, 3.0]}) == ""
+    assert scoring.winner({"a": [5.0, 5.1, 5.2], "b": [1.0, 2.0, 3.0]}) == "b"
+    assert scoring.winner({"a": [math.inf] * 3, "b": [math.inf] * 3}) == ""
