@@ -4,10 +4,15 @@ Every optimizer gets the same five learning rates between 1e-3 and 1 (a Halton s
 workload; the best is trained again with five fresh seeds. Small workloads show how a shoot-out is
 read, and which optimizers fail at what; they don't tell which one is best for a large model.
 
-The targets are frozen below. They were made by the variant `targets`: AdamW, NAdamW and Nesterov's
-momentum, each tuned with 20 learning rates, and of each workload what the best of the three
-reached in three quarters of the steps (its median over five fresh seeds), rounded to what is
-a little easier.
+The targets are frozen below. They were made once, by the variant `targets`: AdamW, NAdamW and
+Nesterov's momentum, each tuned with 20 learning rates, and of each workload what the second best of
+the three reached in three quarters of the steps (the median of its best value over five fresh
+seeds), rounded. So they can be met, but not with any learning rate:
+
+    workload   metric               adamw     nadamw    nesterov  target
+    logistic   validation/loss      0.1025    0.1017    0.0978    0.102
+    mlp        validation/accuracy  0.9814    0.9814    0.9814    0.98
+    quadratic  validation/loss      6.670e-5  6.555e-5  3.086e-4  7e-5
 
     lamina run --config=optimizers/shootout:quick --workdir=runs/shootout
     lamina run --config=optimizers/shootout:targets --workdir=runs/targets
@@ -15,7 +20,7 @@ a little easier.
 
 from ml_collections import ConfigDict
 
-TARGETS = dict(quadratic=7e-5, logistic=0.1, mlp=0.98)
+TARGETS = dict(quadratic=7e-5, logistic=0.102, mlp=0.98)
 
 WORKLOADS = dict(
     quadratic=dict(  # condition 1e4, its axes rotated; the whole data in a batch
