@@ -182,7 +182,7 @@ def grain_feed(
     elements = batches.TrainingBatches(
         source, batch_size, rows, _order_seeds(seed, seeds), bool(seeds)
     )
-    reader = _Reader(elements, workers, prefetch)
+    reader = Reader(elements, workers, prefetch)
     return Feed({}, reader.read, _select_batch, reader.close)
 
 
@@ -208,7 +208,7 @@ def evaluation_feed(
     n = len(source)
     steps = math.ceil(n / batch_size)
     if choose_placement(source, placement) == "grain":
-        reader = _Reader(batches.EvaluationBatches(source, batch_size, rows), workers, prefetch)
+        reader = Reader(batches.EvaluationBatches(source, batch_size, rows), workers, prefetch)
         return Feed({}, reader.read, _select_batch, reader.close, steps)
     held = _held(source)
 
@@ -249,8 +249,17 @@ def _check_not_empty(source: Source) -> None:
         raise UserError(f"the split {source!r} has no examples")
 
 
-class _Reader:
-    """Reads a random-access sequence of batches ahead of time, from any step."""
+class Reader:
+    """Reads a random-access sequence of batches ahead of time, from any step.
+
+    Args:
+        elements: batches by their number: name to array.
+        workers: processes that read; 0: threads.
+        prefetch: batches kept ready.
+
+    Raises:
+        UserError: there are fewer than none, or nothing is kept ready.
+    """
 
     def __init__(self, elements: Any, workers: int, prefetch: int):
         if workers < 0 or prefetch < 1:
@@ -264,6 +273,7 @@ class _Reader:
         self._closed = False
 
     def read(self, first_step: int, count: int) -> dict[str, np.ndarray]:
+        """Returns so many batches, stacked; quick where the last call ended at `first_step`."""
         if self._closed:
             raise RuntimeError("this feed was closed")
         iterator = self._iterator
@@ -284,6 +294,7 @@ class _Reader:
         return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
 
     def close(self) -> None:
+        """Stops what reads ahead."""
         self._closed = True
         self._stop()
 

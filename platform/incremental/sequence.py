@@ -159,24 +159,12 @@ def advance(
         The state, and the sums of the training metrics for each record in the span: float32
         [records, leaves of the metrics]; 0 for records outside of it.
     """
-    log_every, cut = plan.recipe.log_every, examples.segments
+    cut = examples.segments
     start, stop = span[0], span[1]
 
-    def one_step(i: jax.Array, carry: Any) -> Any:
+    def body(i: jax.Array, carry: Any) -> Any:
         state, history = carry
-        fresh = i % log_every == 0
-        metrics = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.metrics)
-        state = dataclasses.replace(state, metrics=metrics)
-        due = ((i + 1) % log_every == 0) | (i + 1 == plan.steps)
-        batch = select(plan, examples, tables, i)
-        learn = lambda state: step.train_step(plan.recipe, state, batch, due, i)
-        if plan.ragged:
-            state = jax.lax.cond(jnp.any(batch["weights"] > 0), learn, lambda s: s, state)
-        else:
-            state = learn(state)
-        sums = jnp.stack(jax.tree.leaves(state.metrics))
-        row = jnp.where(due, i // log_every, len(history))
-        return state, history.at[row].set(sums, mode="drop")
+        return one_step(plan, state, history, select(plan, examples, tables, i), i)
 
     def segment(p: jax.Array, carry: Any) -> Any:
         state, history = carry
@@ -186,7 +174,7 @@ def advance(
         state = jax.lax.cond(
             opens, lambda s: begin(plan.recipe, s, number, tables.classes[number]), same, state
         )
-        state, history = jax.lax.fori_loop(low, high, one_step, (state, history))
+        state, history = jax.lax.fori_loop(low, high, body, (state, history))
         done = high == cut.last[p]
         finish = lambda s: close(plan, s, examples, tables, cut.sweep[p])
         state = jax.lax.cond(done & cut.closes[p], finish, same, state)
@@ -198,6 +186,25 @@ def advance(
     first = lambda s: evaluated(plan, s, examples, tables, jnp.int32(0))
     state = jax.lax.cond(start == 0, first, same, state)
     return jax.lax.fori_loop(span[2], span[3], segment, (state, history))
+
+
+def one_step(
+    plan: Plan, state: TrainState, history: jax.Array, batch: Any, i: jax.Array
+) -> tuple[TrainState, jax.Array]:
+    """Returns the state and the records after step `i`, which learns from `batch`."""
+    log_every = plan.recipe.log_every
+    fresh = i % log_every == 0
+    metrics = jax.tree.map(lambda m: jnp.where(fresh, jnp.zeros_like(m), m), state.metrics)
+    state = dataclasses.replace(state, metrics=metrics)
+    due = ((i + 1) % log_every == 0) | (i + 1 == plan.steps)
+    learn = lambda state: step.train_step(plan.recipe, state, batch, due, i)
+    if plan.ragged:
+        state = jax.lax.cond(jnp.any(batch["weights"] > 0), learn, lambda s: s, state)
+    else:
+        state = learn(state)
+    sums = jnp.stack(jax.tree.leaves(state.metrics))
+    row = jnp.where(due, i // log_every, len(history))
+    return state, history.at[row].set(sums, mode="drop")
 
 
 def same(state: TrainState) -> TrainState:
@@ -246,7 +253,7 @@ def close(
         body = lambda i, carry: swept(
             plan.recipe, carry, state, select(plan, examples, tables, i), i
         )
-        carry = sweep.start(learners.own_of(state), state.params, learners.moment_of(state))
+        carry = sweep_start(plan.recipe, state)
         carry = jax.lax.fori_loop(steps[0], last, body, carry)
         state, priority = sweep_done(plan.recipe, carry, state)
         if priority is not None:
@@ -255,6 +262,13 @@ def close(
             )
             state = jax.lax.fori_loop(steps[0], last, give, state)
     return end(plan.recipe, state)
+
+
+def sweep_start(recipe: Recipe, state: TrainState) -> Any:
+    """Returns the carry of the learner's sweep before its first batch."""
+    assert recipe.learner.sweep is not None
+    arguments = (learners.own_of(state), state.params, learners.moment_of(state))
+    return recipe.learner.sweep.start(*arguments)
 
 
 def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, i: jax.Array) -> Any:
@@ -330,6 +344,11 @@ def evaluated(
 
     rows = (tables.test_rows, tables.test_task)
     right, _ = jax.lax.scan(body, jnp.zeros(count, jnp.int32), rows)
+    return with_right(state, right, place)
+
+
+def with_right(state: TrainState, right: jax.Array, place: jax.Array) -> TrainState:
+    """Returns the state with the right answers of an evaluation, int32 [J]."""
     table = state.learner["right"].at[place].set(right)
     return dataclasses.replace(state, learner=state.learner | {"right": table})
 

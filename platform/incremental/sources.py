@@ -8,7 +8,8 @@ import numpy as np
 
 from lamina.platform import config as configs
 from lamina.platform.data import order
-from lamina.platform.data.dataset import Dataset, Held, Source
+from lamina.platform.data.dataset import ArraySource, Dataset, Held, Source
+from lamina.platform.data.feed import choose_placement
 from lamina.platform.errors import UserError
 from lamina.platform.incremental import sequence
 from lamina.platform.incremental.sequence import Examples, Plan, Segments, Tables
@@ -49,7 +50,7 @@ def open_data(dataset: Dataset, train_on: str, evaluate_on: str) -> Data:
         UserError: they aren't examples with one class each, or not in memory.
     """
     parts = [_arrays(dataset.splits[name], name) for name in train_on.split("+")]
-    train = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    train = {name: _joined([part[name] for part in parts]) for name in parts[0]}
     test = _arrays(dataset.splits[evaluate_on], evaluate_on)
     spec = dataset.spec
     domains = (train.pop("domains"), test.pop("domains")) if "domains" in train else None
@@ -57,6 +58,16 @@ def open_data(dataset: Dataset, train_on: str, evaluate_on: str) -> Data:
     if domains is None:
         check_labels(labels)
     return Data(train, test, labels)
+
+
+def _joined(arrays: list[np.ndarray]) -> np.ndarray:
+    """Returns them as one; a single one, which may be on disk, isn't copied."""
+    return arrays[0] if len(arrays) == 1 else np.concatenate(arrays)
+
+
+def is_held(config: Any, data: Data) -> bool:
+    """Tells whether the data are put on the devices, as `data.placement` says."""
+    return choose_placement(ArraySource(data.train), config.data.placement) == "device"
 
 
 def _arrays(source: Source, name: str) -> dict[str, np.ndarray]:
@@ -146,19 +157,19 @@ def example_batch(data: Data, stream: Stream) -> dict[str, jax.ShapeDtypeStruct]
     }
 
 
-def plan(
-    parts: Experiment, streams: Sequence[Stream], cut: Segments, data: Data
-) -> tuple[Plan, Examples]:
-    """Returns what the program is made of, and the data on the devices."""
-    whole = partition_rules.replicated(parts.mesh)
+def plan(parts: Experiment, streams: Sequence[Stream]) -> Plan:
+    """Returns what the program is made of."""
     sharding = partition_rules.batch_sharding(parts.mesh)
     alone = parts.mesh.size == 1
     constrain = lambda b: b if alone else jax.lax.with_sharding_constraint(b, sharding)
     ragged = any(not one.valid.any(axis=1).all() for one in streams)
-    return (
-        Plan(parts.recipe, streams[0].mask, ragged, parts.steps, constrain),
-        jax.device_put(Examples(data.train, data.test, cut), whole),
-    )
+    return Plan(parts.recipe, streams[0].mask, ragged, parts.steps, constrain)
+
+
+def examples(parts: Experiment, cut: Segments, data: Data) -> Examples:
+    """Returns the data on the devices."""
+    whole = partition_rules.replicated(parts.mesh)
+    return jax.device_put(Examples(data.train, data.test, cut), whole)
 
 
 def tables(parts: Experiment, streams: Sequence[Stream]) -> list[Tables]:

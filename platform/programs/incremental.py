@@ -1,32 +1,29 @@
 """The program `incremental`: a learner on a stream, evaluated after each experience.
 
-The whole stream is one compiled program, which is dispatched in parts of `steps_per_call` steps
+The whole stream is one compiled program (unless the data stay on the host: see
+`lamina.platform.incremental.streaming`), which is dispatched in parts of `steps_per_call` steps
 (0: as far as the next checkpoint, or the end). Between dispatches records are written, checkpoints
 saved, and signals heard; what is computed doesn't depend on where they are. Several seeds are one
 vmapped program on accelerators; on CPU the program of one seed is dispatched for each, side by
 side, so that every seed computes what it would alone, bit for bit.
 """
 
-import concurrent.futures
 import contextlib
 import os
-from collections.abc import Callable, Mapping, Sequence
-from functools import partial
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
-from jax.sharding import NamedSharding
-from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.checkpoints.store import open_store
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import InterruptedRun
-from lamina.platform.incremental import metrics, results, sequence, sources
+from lamina.platform.incremental import metrics, results, running, sequence, sources
 from lamina.platform.incremental.learners.table import KIND as LEARNER
+from lamina.platform.incremental.running import Runner
 from lamina.platform.incremental.stream import Shared, Stream
 from lamina.platform.incremental.streams import STREAMS
 from lamina.platform.programs import session as sessions
@@ -194,87 +191,9 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     return differences
 
 
-class Runner(NamedTuple):
-    """The compiled program, for all seeds.
-
-    Attributes:
-        split: state of all seeds to what `advance` takes.
-        advance: `(states, span) -> (states, records [seeds, records, metrics])`; the states are
-            donated.
-        join: back to the state of all seeds.
-    """
-
-    split: Callable[[TrainState], Any]
-    advance: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]
-    join: Callable[[Any], TrainState]
-
-
 def open_runner(prepared: Prepared) -> Runner:
     """Compiles the program, once, whatever the number of seeds."""
-    parts = prepared.parts
-    plan, examples = sources.plan(parts, prepared.streams, prepared.cut, prepared.data)
-    tables = sources.tables(parts, prepared.streams)
-    whole = partition_rules.replicated(parts.mesh)
-    place = lambda span: jax.device_put(span, whole)
-    number = parts.seeds.number
-    if parts.seeds.lowering == "vmap":
-        stacked = jax.tree.map(lambda *a: jnp.stack(a), *tables) if len(tables) > 1 else tables[0]
-        axes = (0, None, 0 if len(tables) > 1 else None, None)
-        vmapped = jax.vmap(partial(sequence.advance, plan), axes, spmd_axis_name="seed")
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-        jitted = jax.jit(vmapped, donate_argnums=0, out_shardings=(shardings, whole))
-        arguments = (parts.state, examples, stacked, place(np.zeros(4, np.int32)))
-        program = compiled.compile_program(jitted, *arguments)
-
-        def together(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
-            state, history = program.call(state, examples, stacked, place(span))
-            return state, np.asarray(jax.device_get(history))
-
-        return Runner(lambda state: state, together, lambda state: state)
-
-    one = parts.state if number == 1 else jax.tree.map(_without_seed, parts.state)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, one)
-    jitted = jax.jit(
-        partial(sequence.advance, plan), donate_argnums=0, out_shardings=(shardings, whole)
-    )
-    arguments = (one, examples, tables[0], place(np.zeros(4, np.int32)))
-    program = compiled.compile_program(jitted, *arguments)
-    # Collective operations of two programs at once would wait for each other.
-    ways = min(number, os.cpu_count() or 1) if parts.mesh.size == 1 else 1
-
-    def call(seed: int, state: TrainState, span: Any) -> tuple[TrainState, np.ndarray]:
-        state, history = program.call(state, examples, tables[seed % len(tables)], span)
-        return state, np.asarray(jax.device_get(history))
-
-    def side_by_side(states: list[TrainState], span: np.ndarray):
-        placed = place(span)
-        if ways == 1:
-            done = [call(i, state, placed) for i, state in enumerate(states)]
-        else:
-            with concurrent.futures.ThreadPoolExecutor(ways) as pool:
-                done = list(pool.map(lambda i: call(i, states[i], placed), range(number)))
-        return [state for state, _ in done], np.stack([history for _, history in done])
-
-    if number == 1:
-        return Runner(lambda state: [state], side_by_side, lambda states: states[0])
-    stacked_shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-    take = jax.jit(lambda tree, i: jax.tree.map(lambda a: a[i], tree), out_shardings=shardings)
-    stack = jax.jit(
-        lambda *trees: jax.tree.map(lambda *a: jnp.stack(a), *trees),
-        out_shardings=stacked_shardings,
-    )
-    return Runner(
-        lambda state: [take(state, i) for i in range(number)],
-        side_by_side,
-        lambda states: stack(*states),
-    )
-
-
-def _without_seed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
-    sharding = leaf.sharding
-    assert isinstance(sharding, NamedSharding)
-    rest = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
-    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rest)
+    return running.open_runner(prepared.parts, prepared.streams, prepared.cut, prepared.data)
 
 
 def run(prepared: Prepared, context: Context) -> Outcome:
@@ -306,6 +225,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         start = session.start
         with session.clock.phase("compile"):
             runner = open_runner(prepared)
+            stack.callback(runner.close)
             state = initial.create(parts, prepared.loaded) if state is None else state
             state = learners.set_hyper(parts.recipe.learner, state)
             jax.block_until_ready(state)

@@ -134,6 +134,23 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_no_record_twice(
     assert [key(r) for r in whole.metrics] == [key(r) for r in resumed.metrics]
 
 
+@pytest.mark.parametrize(
+    "learner", [pytest.param(n, marks=pytest.mark.slow) for n in ("er", "ewc")] + ["icarl"]
+)
+def test_data_that_stay_on_the_host_give_the_same_numbers(learner, learn):
+    keys = {"stream": {"name": "class_incremental", "experiences": 2}, "evaluation": {"every": 10}}
+    held, accuracy = learn(learner, "held", **keys)
+    placed = {"data__placement": "grain", "steps_per_call": 7, "checkpoint": {"every": 7}}
+    read, again = learn(learner, "read", **keys, **placed)
+    np.testing.assert_allclose(accuracy, again, atol=0.01)
+    close = lambda a, b: np.testing.assert_allclose(a, b, atol=1e-6, rtol=1e-5)
+    jax.tree.map(close, params_of(held), params_of(read))
+    value = lambda r: (r.step, r.split, r.name)
+    assert sorted(map(value, held.metrics)) == sorted(map(value, read.metrics))
+    losses = [[r.value for r in run.metrics if r.name == "loss"] for run in (held, read)]
+    np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
 def run_cut(learn, learner, keys, tmp_path):
     (tmp_path / "cut").mkdir()
     np.save(tmp_path / "cut" / "accuracy.npy", np.zeros(1))  # so that `learn` finds one

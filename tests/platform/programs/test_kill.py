@@ -302,3 +302,44 @@ def test_seeds_added_under_kills_end_as_if_trained_alone(undisturbed, tmp_path):
     assert sorted(records(workdir), key=by_place) == sorted(records(undisturbed), key=by_place)
     assert folder.read_result(workdir)["final"] == folder.read_result(undisturbed)["final"]
     assert json.loads((workdir / folder.CONFIG).read_text())["seeds"] == [0, 5, 2]
+
+
+INCREMENTAL = {
+    "program": "incremental",
+    "seeds": (0, 5),
+    "stream": {"name": "class_incremental", "experiences": 3},
+    "learner": {
+        "name": "chain",
+        "links": ("er", "ewc", "ema_merge"),
+        "options": {"er": {"memory": 64, "replay": 16}, "ewc": {"strength": 10.0}},
+    },
+    "data": {"name": "digits", "batch_size": 32, "order": "per_seed"},
+    "model": {"name": "mlp", "widths": (16,)},
+    "task": {"name": "classification"},
+    "optimizer": {"name": "adam", "learning_rate": 1e-2},
+    "schedule": {"name": "constant"},
+    "log_every": 5,
+    "steps_per_call": 4,
+    "checkpoint": {"every": 4},
+    "trackers": (),
+}
+"""Experiences of 10 to 14 steps: checkpoints stand inside of them."""
+
+
+def test_a_stream_killed_inside_an_experience_ends_bit_identical(tmp_path):
+    config = tmp_path / "config.json"
+    config.write_text(configs.to_json(ConfigDict(INCREMENTAL)))
+    whole, killed = tmp_path / "whole", tmp_path / "killed"
+    assert finish(start(command(config, whole)))[0] == 0
+    for place, when, call in (
+        ("lamina.platform.training.recorder:Recorder.save", "before", 2),
+        ("lamina.platform.checkpoints.folders:commit", "after", 3),
+        ("lamina.platform.incremental.results:record_evaluations", "before", 2),
+    ):
+        process = start([place, when, call, *command(config, killed)], ("-c", KILLED_AT))
+        assert finish(process)[0] == -signal.SIGKILL
+    code, _, error = finish(start(command(config, killed)))
+    assert code == 0, error
+    assert_same_run(killed, whole)
+    one, other = (np.load(run / "accuracy.npy") for run in (whole, killed))
+    np.testing.assert_array_equal(one, other)

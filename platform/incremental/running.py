@@ -1,0 +1,160 @@
+"""How a stream is run for all seeds: as one compiled program, or fed from the host.
+
+Several seeds are one vmapped program on accelerators; on CPU the program of one seed is dispatched
+for each, side by side, so that every seed computes what it would alone, bit for bit.
+"""
+
+import concurrent.futures
+import os
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import NamedSharding
+from jax.sharding import PartitionSpec as P
+
+from lamina.platform.errors import UserError
+from lamina.platform.incremental import sequence, sources, streaming
+from lamina.platform.incremental.sequence import Segments
+from lamina.platform.incremental.stream import Stream
+from lamina.platform.training import compiled
+from lamina.platform.training.experiment import Experiment
+from lamina.platform.training.state import TrainState
+from lamina.sharding import rules as partition_rules
+
+
+class Runner(NamedTuple):
+    """The compiled program, for all seeds.
+
+    Attributes:
+        split: state of all seeds to what `advance` takes.
+        advance: `(states, span) -> (states, records [seeds, records, metrics])`; the states are
+            donated.
+        join: back to the state of all seeds.
+        close: stops what reads ahead.
+    """
+
+    split: Callable[[TrainState], Any]
+    advance: Callable[[Any, np.ndarray], tuple[Any, np.ndarray]]
+    join: Callable[[Any], TrainState]
+    close: Callable[[], None] = lambda: None
+
+
+def open_runner(
+    parts: Experiment, streams: Sequence[Stream], cut: Segments, data: sources.Data
+) -> Runner:
+    """Compiles the program, once, whatever the number of seeds.
+
+    Args:
+        parts: of the run.
+        streams: one for each seed, or one for all.
+        cut: where they are interrupted.
+        data: what is learned from and tested on.
+
+    Raises:
+        UserError: data that stay on the host, in several processes.
+    """
+    plan, tables = sources.plan(parts, streams), sources.tables(parts, streams)
+    if not sources.is_held(parts.config, data):
+        return _open_streaming(parts, plan, tables, cut, data)
+    examples = sources.examples(parts, cut, data)
+    whole = partition_rules.replicated(parts.mesh)
+    place = lambda span: jax.device_put(span, whole)
+    number = parts.seeds.number
+    if parts.seeds.lowering == "vmap":
+        stacked = jax.tree.map(lambda *a: jnp.stack(a), *tables) if len(tables) > 1 else tables[0]
+        axes = (0, None, 0 if len(tables) > 1 else None, None)
+        vmapped = jax.vmap(partial(sequence.advance, plan), axes, spmd_axis_name="seed")
+        shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
+        jitted = jax.jit(vmapped, donate_argnums=0, out_shardings=(shardings, whole))
+        arguments = (parts.state, examples, stacked, place(np.zeros(4, np.int32)))
+        program = compiled.compile_program(jitted, *arguments)
+
+        def together(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
+            state, history = program.call(state, examples, stacked, place(span))
+            return state, np.asarray(jax.device_get(history))
+
+        return Runner(lambda state: state, together, lambda state: state)
+
+    one = parts.state if number == 1 else jax.tree.map(_without_seed, parts.state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, one)
+    jitted = jax.jit(
+        partial(sequence.advance, plan), donate_argnums=0, out_shardings=(shardings, whole)
+    )
+    arguments = (one, examples, tables[0], place(np.zeros(4, np.int32)))
+    program = compiled.compile_program(jitted, *arguments)
+    # Collective operations of two programs at once would wait for each other.
+    ways = min(number, os.cpu_count() or 1) if parts.mesh.size == 1 else 1
+
+    def call(seed: int, state: TrainState, span: Any) -> tuple[TrainState, np.ndarray]:
+        state, history = program.call(state, examples, tables[seed % len(tables)], span)
+        return state, np.asarray(jax.device_get(history))
+
+    def side_by_side(states: list[TrainState], span: np.ndarray):
+        placed = place(span)
+        if ways == 1:
+            done = [call(i, state, placed) for i, state in enumerate(states)]
+        else:
+            with concurrent.futures.ThreadPoolExecutor(ways) as pool:
+                done = list(pool.map(lambda i: call(i, states[i], placed), range(number)))
+        return [state for state, _ in done], np.stack([history for _, history in done])
+
+    return _by_seed(parts, shardings, side_by_side)
+
+
+def _open_streaming(
+    parts: Experiment,
+    plan: sequence.Plan,
+    tables: Sequence[sequence.Tables],
+    cut: Segments,
+    data: sources.Data,
+) -> Runner:
+    """Opens the readers of data that stay on the host; the seeds take turns."""
+    if jax.process_count() > 1:
+        raise UserError("data.placement = 'grain': an incremental run reads it in one process")
+    one = parts.state if parts.seeds.number == 1 else jax.tree.map(_without_seed, parts.state)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, one)
+    opened = [
+        streaming.open_advance(
+            plan, shardings, cut, data.train, data.test, table, parts.config.data.workers
+        )
+        for table in tables
+    ]
+
+    def in_turns(states: list[TrainState], span: np.ndarray):
+        done = [opened[i % len(opened)][0](state, span) for i, state in enumerate(states)]
+        return [state for state, _ in done], np.stack([history for _, history in done])
+
+    def close() -> None:
+        for _, stop in opened:
+            stop()
+
+    return _by_seed(parts, shardings, in_turns)._replace(close=close)
+
+
+def _by_seed(parts: Experiment, shardings: Any, advance: Callable[..., Any]) -> Runner:
+    """Returns the runner of a program for one seed, whose states are a list."""
+    number = parts.seeds.number
+    if number == 1:
+        return Runner(lambda state: [state], advance, lambda states: states[0])
+    stacked_shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
+    take = jax.jit(lambda tree, i: jax.tree.map(lambda a: a[i], tree), out_shardings=shardings)
+    stack = jax.jit(
+        lambda *trees: jax.tree.map(lambda *a: jnp.stack(a), *trees),
+        out_shardings=stacked_shardings,
+    )
+    return Runner(
+        lambda state: [take(state, i) for i in range(number)],
+        advance,
+        lambda states: stack(*states),
+    )
+
+
+def _without_seed(leaf: jax.ShapeDtypeStruct) -> jax.ShapeDtypeStruct:
+    sharding = leaf.sharding
+    assert isinstance(sharding, NamedSharding)
+    rest = NamedSharding(sharding.mesh, P(*sharding.spec[1:]))
+    return jax.ShapeDtypeStruct(leaf.shape[1:], leaf.dtype, sharding=rest)
