@@ -135,7 +135,7 @@ def _islands(parts: Any) -> list[tuple[str, str]]:
     """Returns what islands exchange, and what they would if each sent its whole gradient."""
     import jax
 
-    from lamina.platform.training import efficiency
+    from lamina.platform.training import efficiency, layout
 
     c, steps = parts.config, parts.steps
     if not (found := efficiency.traffic(parts, steps).get("communication")):
@@ -145,6 +145,10 @@ def _islands(parts: Any) -> list[tuple[str, str]]:
     rows = f"{c.data.batch_size // found['islands']} rows of a batch each"
     return [
         ("islands", f"{found['islands']} ({c.islands.name}, {rows})"),
+        (
+            "island state, bytes per device",
+            f"{layout.bytes_per_device(parts.state.islands):,}",
+        ),
         ("meetings of the islands", f"{found['rounds']:,}"),
         (
             "bytes that an island sends a step",

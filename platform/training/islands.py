@@ -30,6 +30,10 @@ SENT = "sent_bytes"
 OWN = ("params", "model_state", "optimizer_state", "loss_scale")
 """Fields of the train state that each island has for itself in rounds, besides its learner's."""
 
+MEASURED = ("metrics", "nonfinite_step")
+"""Fields that each island has for itself until they are put together: for a record, or when the
+islands meet. At other steps nothing passes between them."""
+
 
 class Islands(NamedTuple):
     """How a run's islands learn.
@@ -97,10 +101,11 @@ def begin(islands: Islands, state: TrainState) -> TrainState:
     method = islands.method
     learner, common = learners.apart(state.learner)
     state = dataclasses.replace(state, learner=common)
+    own = {name: getattr(state, name) for name in MEASURED} | {"learner": learner}
     if isinstance(method, Exchange):
-        own = {"momentum": method.transformation.init(state.params), "learner": learner}
+        own["momentum"] = method.transformation.init(state.params)
         return dataclasses.replace(state, islands=repeated(own, method.number))
-    own = {name: getattr(state, name) for name in OWN} | {"learner": learner}
+    own |= {name: getattr(state, name) for name in OWN}
     return dataclasses.replace(
         state,
         optimizer_state=method.outer.init(state.params),
@@ -169,34 +174,28 @@ def train_step(
         ends: whether a round ends with the step.
     """
     method, mesh = islands.method, islands.mesh
-    zero = jax.tree.map(jnp.zeros_like, state.metrics)
 
     def one(own: Mapping[str, Any], seed: jax.Array, rows: Any) -> Any:
-        before = _of_one(method, state, own)
-        before = dataclasses.replace(before, seed=seed, metrics=zero)
-        after = one_step(before, rows, due)
-        measured = (after.metrics, after.nonfinite_step, after.model_state)
-        learner = {"learner": learners.apart(after.learner)[0]}
+        after = one_step(dataclasses.replace(_of_one(method, state, own), seed=seed), rows, due)
+        new = {name: getattr(after, name) for name in MEASURED}
+        new["learner"] = learners.apart(after.learner)[0]
         if isinstance(method, Exchange):
-            momentum, common = after.optimizer_state
-            return learner | {"momentum": momentum}, measured, (after.params, common)
-        return learner | {name: getattr(after, name) for name in OWN}, measured, ()
+            new["momentum"], common = after.optimizer_state
+            return new, after.model_state, (after.params, common)
+        return new | {name: getattr(after, name) for name in OWN}, (), ()
 
     axis = "replica" if mesh.shape["replica"] > 1 else None
     mapped = jax.vmap(one, out_axes=(0, 0, None), axis_name=AXIS, spmd_axis_name=axis)
     numbers = seeds(method.number, state.seed)
-    own, (metrics, nonfinite, model_state), common = mapped(
-        state.islands, numbers, _split(islands, batch)
-    )
-    totals = add_metrics(state.metrics, jax.tree.map(lambda m: jnp.sum(m, axis=0), metrics))
+    own, model_state, common = mapped(state.islands, numbers, _split(islands, batch))
     sent = jnp.where(ends, float(islands.sent(state.params, state.model_state)), 0.0)
     new = dataclasses.replace(
         state,
         step=state.step + 1,
-        metrics=add_metrics(totals, {SENT: (sent, jnp.ones(()))}),
-        nonfinite_step=jnp.max(nonfinite),
+        metrics=add_metrics(state.metrics, {SENT: (sent, jnp.ones(()))}),
         islands=own,
     )
+    new = jax.lax.cond(due | ends, _put_together, lambda s: s, new)
     if isinstance(method, Rounds):
         return jax.lax.cond(ends, lambda s: _meet(method, s), lambda s: s, new)
     params, optimizer_state = common
@@ -208,12 +207,24 @@ def train_step(
     )
 
 
+def _put_together(state: TrainState) -> TrainState:
+    """Returns the state with what the islands have measured since the last time."""
+    own = state.islands["metrics"]
+    return dataclasses.replace(
+        state,
+        metrics=add_metrics(state.metrics, jax.tree.map(lambda m: jnp.sum(m, axis=0), own)),
+        nonfinite_step=jnp.max(state.islands["nonfinite_step"]),
+        islands=state.islands | {"metrics": jax.tree.map(jnp.zeros_like, own)},
+    )
+
+
 def _of_one(method: Method, state: TrainState, own: Mapping[str, Any]) -> TrainState:
     """Returns the train state of one island, as ordinary training has it."""
     if isinstance(method, Exchange):
         fields = {"optimizer_state": (own["momentum"], state.optimizer_state)}
     else:
         fields = {name: own[name] for name in OWN}
+    fields |= {name: own[name] for name in MEASURED}
     learner = state.learner | own["learner"]
     return dataclasses.replace(state, **fields, learner=learner, ema={}, islands={}, hyper={})
 
@@ -274,6 +285,8 @@ def resized(islands: Islands, state: TrainState) -> TrainState:
     number = islands.method.number
     before = jax.tree.leaves(state.islands)[0].shape[0]
     own = jax.tree.map(lambda a: a[jnp.arange(number) % before], state.islands)
+    there = (jnp.arange(number) < before).astype(jnp.float32)
+    own["metrics"] = jax.tree.map(lambda m: m * there, own["metrics"])
     if isinstance(islands.method, Rounds):
         common = {"params": state.params, "model_state": state.model_state}
         kept = {name: own[name] for name in common}
