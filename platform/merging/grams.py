@@ -6,7 +6,7 @@ layer. Convolutions count where the model computes them as patches times a kerne
 """
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax.extend import core
 
 from lamina.platform.checkpoints.names import path_name
+from lamina.platform.merging.loops import scan_sizes
 
 Tree = Any
 Sums = dict[str, tuple[jax.Array, int]]
@@ -106,10 +107,9 @@ def _run(
         inner = next((equation.params[k] for k in _INNER if k in equation.params), None)
         found: Sums = {}
         if equation.primitive.name == "scan":
-            outputs, found = _scan(equation.params, given, named)
+            outputs, found = _scan(equation, given, named)
         elif equation.primitive.name in _CALLS and inner is not None:
-            body = getattr(inner, "jaxpr", inner)
-            outputs, found = _run(body, getattr(inner, "consts", ()), given, named)
+            outputs, found = _run(*_opened(inner), given, named)
         else:
             if equation.primitive.name == "dot_general":
                 found = _product(equation.params["dimension_numbers"], given, named)
@@ -121,6 +121,11 @@ def _run(
             sums[path] = _plus(sums.get(path), each)
         values |= dict(zip(equation.outvars, outputs, strict=True))
     return [read(v) for v in jaxpr.outvars], sums
+
+
+def _opened(inner: Any) -> tuple[Any, Sequence[Any]]:
+    """Returns the jaxpr and the constants of one that is closed, or not."""
+    return getattr(inner, "jaxpr", inner), getattr(inner, "consts", ())
 
 
 def _plus(one: tuple[jax.Array, int] | None, other: tuple[jax.Array, int]) -> Any:
@@ -151,12 +156,13 @@ def _product(dimensions: Any, given: Sequence[Any], named: Sequence[_Origin | No
 
 
 def _scan(
-    params: Mapping[str, Any], given: Sequence[Any], named: Sequence[_Origin | None]
+    equation: Any, given: Sequence[Any], named: Sequence[_Origin | None]
 ) -> tuple[list[Any], Sums]:
     """Evaluates a loop; of kernels that it runs over, each step gives a matrix of its own."""
-    constants, carries = params["num_consts"], params["num_carry"]
+    params = equation.params
+    constants, carries = scan_sizes(equation)
     ahead = constants + carries
-    closed = params["jaxpr"]
+    loop, consts = _opened(params["jaxpr"])
     inner = [
         *named[:constants],
         *[None] * carries,
@@ -167,7 +173,7 @@ def _scan(
 
     def body(carry: Any, xs: Any) -> tuple[Any, Any]:
         arguments = [*given[:constants], *carry, *xs]
-        outputs, sums = _run(closed.jaxpr, closed.consts, arguments, inner)
+        outputs, sums = _run(loop, consts, arguments, inner)
         counts.update({path: n for path, (_, n) in sums.items()})
         grams = {path: gram for path, (gram, _) in sums.items()}
         return outputs[:carries], (outputs[carries:], grams)
