@@ -13,6 +13,7 @@ import jax
 
 from lamina.platform.merging import dimensions
 from lamina.platform.merging.dimensions import Atom, Dim, Label, expand, fix, new, unify
+from lamina.platform.merging.loops import scan_sizes
 
 _Given = tuple[Atom, ...]
 
@@ -128,9 +129,9 @@ class _Walk(NamedTuple):
     def _scan(self, equation: Any, labels: list[Label], given: _Given) -> list[Label]:
         """A body that runs for each place of the first dimension of its stacked inputs."""
         p = equation.params
-        consts = labels[: p["num_consts"]]
-        carry = labels[p["num_consts"] : p["num_consts"] + p["num_carry"]]
-        stacked = labels[p["num_consts"] + p["num_carry"] :]
+        constants, carried = scan_sizes(equation)
+        consts, carry = labels[:constants], labels[constants : constants + carried]
+        stacked = labels[constants + carried :]
         layers = new(p["length"], fixed=True)
         for label in stacked:
             layers = unify(layers, label[0])
@@ -141,7 +142,7 @@ class _Walk(NamedTuple):
             for label in (*consts, *carry):
                 self.note(label, given)  # the same in all runs: not given the place
             outputs = self.run(p["jaxpr"], [*consts, *carry, *parts], inside)
-            after = outputs[: p["num_carry"]]
+            after = outputs[:carried]
             before = [_expanded(label) for label in carry]
             carry = [
                 tuple(unify(a, b) for a, b in zip(one, two, strict=True))
@@ -149,7 +150,7 @@ class _Walk(NamedTuple):
             ]
             if [_expanded(label) for label in carry] == before:
                 break
-        ys = [(layers, *label) for label in outputs[p["num_carry"] :]]
+        ys = [(layers, *label) for label in outputs[carried:]]
         return [*carry, *ys]
 
 
