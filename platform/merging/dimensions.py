@@ -7,7 +7,6 @@ entries, which fit any permutation. A dimension of size 1 has no factors.
 
 import math
 from collections.abc import Iterable, Sequence
-from typing import Union
 
 
 class Atom:
@@ -19,7 +18,7 @@ class Atom:
         self.parts: tuple[Atom, Atom] | None = None  # what it was split into
 
 
-Dim = tuple[Union[Atom, int], ...]  # noqa: UP007 (a forward reference for older Pythons)
+Dim = tuple[Atom | int, ...]
 Label = tuple[Dim, ...]
 
 

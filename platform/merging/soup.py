@@ -27,7 +27,7 @@ class Soup(NamedTuple):
     tried: tuple[tuple[int, float], ...]
 
 
-def cook(models: Sequence[Tree], score: Callable[[Tree], float], *, mode: str = "max") -> Soup:
+def cook(models: Sequence[Tree], score: Callable[[Tree], float]) -> Soup:
     """Makes a greedy soup (Wortsman et al. 2022, arXiv 2203.05482, recipe 1).
 
     The models are sorted by their scores, of equal ones the first comes first. The soup begins with
@@ -35,8 +35,7 @@ def cook(models: Sequence[Tree], score: Callable[[Tree], float], *, mode: str = 
 
     Args:
         models: trees of one structure.
-        score: of a tree, on validation data.
-        mode: "max", or "min" where a low score is good.
+        score: of a tree, on validation data; the more the better.
 
     Raises:
         ValueError: there is no model, or a score is NaN.
@@ -45,9 +44,8 @@ def cook(models: Sequence[Tree], score: Callable[[Tree], float], *, mode: str = 
 
     if not models:
         raise ValueError("there are no models to merge")
-    sign = {"max": 1.0, "min": -1.0}[mode]
     mean = mergers.leafwise("linear", linear())
-    scores = [sign * float(score(model)) for model in models]
+    scores = [float(score(model)) for model in models]
     if any(value != value for value in scores):
         raise ValueError(f"the scores of the models are {scores}: one is no number")
     order = sorted(range(len(models)), key=lambda number: -scores[number])
@@ -55,33 +53,37 @@ def cook(models: Sequence[Tree], score: Callable[[Tree], float], *, mode: str = 
     tried = []
     for number in order[1:]:
         mixed = mean([models[n] for n in (*members, number)])
-        reached = sign * float(score(mixed))
-        tried.append((number, sign * reached))
+        reached = float(score(mixed))
+        tried.append((number, reached))
         if reached >= best:
             members, best, params = [*members, number], reached, mixed
-    alone = tuple(sign * value for value in scores)
-    return Soup(params, tuple(members), sign * best, alone, tuple(tried))
+    return Soup(params, tuple(members), best, tuple(scores), tuple(tried))
 
 
-def greedy_soup(*, mode: str = "max") -> Any:
-    """The merger of `cook`: `merger(models, score=...)`, with a function from a tree to its score.
+def greedy_soup() -> Any:
+    """The merger of `cook`: `merger(models, score=...)`, from a tree to its validation score.
 
-    Args:
-        mode: "max", or "min" where a low score is good. Default: "max".
+    The more the better: give the negative of a loss. `merger.fit` gives what each model weighs in
+    the soup as `coefficients`, and the negative scores of the best model and of each soup that was
+    tried as `losses`.
 
     Returns:
         A `Merger`.
     """
-    from lamina.platform.merging import mergers
+    import numpy as np
 
-    if mode not in ("max", "min"):
-        raise ValueError(f"mode = {mode!r} should be 'max' or 'min'")
+    from lamina.platform.merging import learned, mergers
 
-    def apply(models, *, base, weights, axes, score=None) -> Tree:
+    def fit(models, *, base, weights, axes, score=None) -> learned.Learned:
         if score is None:
             raise ValueError("needs score=: a function from parameters to a validation score")
         if weights is not None:
             raise ValueError("takes no weights: it chooses them")
-        return cook(list(models), score, mode=mode).params
+        made = cook(list(models), score)
+        shares = np.zeros(len(models), np.float32)
+        shares[list(made.members)] = 1 / len(made.members)
+        scores = [max(made.scores), *(reached for _, reached in made.tried)]
+        return learned.Learned(made.params, {"weight": shares}, -np.asarray(scores, np.float32))
 
-    return mergers.Merger("greedy_soup", apply, False, False)
+    apply = lambda models, **given: fit(models, **given).params
+    return mergers.Merger("greedy_soup", apply, False, False, needs="score", fit=fit)

@@ -46,13 +46,6 @@ def test_one_model_is_itself():
     assert (found.members, float(found.params["w"][0])) == ((0,), 2.0)
 
 
-def test_a_loss_is_minimised():
-    loss = lambda tree: -near([0.0])(tree)
-    found = soup.cook(models([3.0], [1.0], [-0.8]), loss, mode="min")
-    assert found.members == (2, 1)
-    assert found.score == pytest.approx(0.01, abs=1e-6)
-
-
 def test_as_a_merger():
     merged = merging.create("greedy_soup")(models([1.0], [-0.8], [9.0]), score=near([0.0]))
     assert merged["w"] == pytest.approx(0.1)
@@ -62,5 +55,12 @@ def test_as_a_merger():
         merging.create("greedy_soup")(models([1.0]), score=near([0.0]), weights=(1,))
     with pytest.raises(UserError, match="one is no number"):
         merging.create("greedy_soup")(models([1.0]), score=lambda tree: float("nan"))
-    with pytest.raises(UserError, match="mode = 'best' should be"):
-        merging.create("greedy_soup", mode="best")
+
+
+def test_the_shares_of_the_models_are_told():
+    given = models([1.0], [-0.8], [9.0])
+    found = merging.create("greedy_soup").fit(
+        given, base=None, weights=None, axes=None, score=near([0.0])
+    )
+    np.testing.assert_allclose(found.coefficients["weight"], [0.5, 0.5, 0.0])
+    assert len(found.losses) == 3
