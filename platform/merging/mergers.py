@@ -31,8 +31,8 @@ class Merger(NamedTuple):
         leafwise: whether tensors are merged one by one (apart from a few numbers of all of them),
             so that files of any size can be merged in pieces.
         method: the formulas of a leaf-wise method.
-        needs: what the call takes besides: "fishers", "grams", or "unlabeled" or "labeled"
-            (`loss=` and `batches=`); "" for nothing.
+        needs: what the call takes besides: "fishers", "grams", "score", "spec", "unlabeled" or
+            "labeled" (`loss=` and `batches=`); "" for nothing.
         fit: of a learned merge, as `apply`, but returns a `learned.Learned`.
     """
 

@@ -44,4 +44,4 @@ def weight_matching(*, seed: int = 0, restarts: int = 1, rounds: int = 10) -> An
             models = matching.settle(spec, models, rounds=rounds, seed=seed)
         return mean(models, weights=weights, axes=axes)
 
-    return mergers.Merger("weight_matching", apply, False, False)
+    return mergers.Merger("weight_matching", apply, False, False, needs="spec")

@@ -70,11 +70,12 @@ def greedy_soup() -> Any:
     Returns:
         A `Merger`.
     """
+    import jax.numpy as jnp
     import numpy as np
 
     from lamina.platform.merging import learned, mergers
 
-    def fit(models, *, base, weights, axes, score=None) -> learned.Learned:
+    def fit(models, *, base=None, weights=None, axes=None, score=None) -> learned.Learned:
         if score is None:
             raise ValueError("needs score=: a function from parameters to a validation score")
         if weights is not None:
@@ -83,7 +84,7 @@ def greedy_soup() -> Any:
         shares = np.zeros(len(models), np.float32)
         shares[list(made.members)] = 1 / len(made.members)
         scores = [max(made.scores), *(reached for _, reached in made.tried)]
-        return learned.Learned(made.params, {"weight": shares}, -np.asarray(scores, np.float32))
+        return learned.Learned(made.params, {"weight": shares}, -jnp.asarray(scores, jnp.float32))
 
     apply = lambda models, **given: fit(models, **given).params
     return mergers.Merger("greedy_soup", apply, False, False, needs="score", fit=fit)

@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamina.platform import config as configs
 from lamina.platform.errors import InterruptedRun, UserError
 from lamina.platform.merging import statistics
 from lamina.platform.merging.mergers import Merger
@@ -49,6 +50,8 @@ class Given(NamedTuple):
         paths: where the trained models are.
         learning: the losses of learned merges.
         merger: a point's items to its merger; one that is kept is compiled once.
+        metric: by which models are compared.
+        mode: "max" or "min".
     """
 
     workdir: str
@@ -59,6 +62,8 @@ class Given(NamedTuple):
     paths: Paths
     learning: models.Learning
     merger: Callable[[tuple[tuple[str, Any], ...]], Merger]
+    metric: str
+    mode: str
 
 
 def unscaled(point: Mapping[str, Any]) -> dict[str, Any]:
@@ -131,13 +136,16 @@ class Bench:
         if merger.needs in ("fishers", "grams"):
             given = {merger.needs: self._gathered(merger.needs)}
         learning, labels = self._given.learning, merger.needs == "labeled"
-        if merger.fit:
+        learns = merger.needs in ("labeled", "unlabeled")
+        if learns:
             batches = learning.batches(m.unlabeled, m.steps, m.batch_size, self._seed, labels)
             given = {"batches": batches, "held": learning.held(found)}
         size = lambda tree: sum(leaf.nbytes for leaf in jax.tree.leaves(tree))
         held = (len(tasks) + 2) * size(base) + size(given)
-        if merger.fit:
+        if learns:
             given["loss"] = learning.labelled if labels else learning.entropy
+        if merger.needs == "score":
+            given["score"] = self._validation_score
         bodies = [found[task].body for task in tasks]
         axes = models.axes_of(next(iter(self._given.tasks.values())), base)
         begin = time.monotonic()
@@ -161,6 +169,26 @@ class Bench:
         kept = jax.tree.map(lambda leaf: np.asarray(leaf).tolist(), learned.coefficients)
         losses = cells.thinned(jax.device_get(learned.losses))
         return cell._replace(coefficients=kept, losses=losses)
+
+    def _validation_score(self, body: models.Flat) -> float:
+        """Returns the mean over tasks of the metric on validation, negative where less is better.
+
+        Tasks that are one and the same, as the candidates of a soup are, are evaluated once. Batch
+        statistics are the mean of all models'.
+        """
+        found, _ = self._models
+        state = models.average_states([weights.state for weights in found.values()])
+        known: dict[Any, float] = {}
+        scores = []
+        for name, parts in self._given.tasks.items():
+            own = found[name].own
+            data = configs.thaw(parts.config.data)
+            key = name if own else (models.signature(parts), repr(data))
+            if key not in known:
+                weights = models.Weights(body, own, state)
+                known[key] = models.evaluate(parts, "validation", weights)[self._given.metric]
+            scores.append(known[key])
+        return float(np.mean(scores)) * (1 if self._given.mode == "max" else -1)
 
     def _gathered(self, kind: str) -> list[Any]:
         """Returns the statistics of all tasks' models, from their files where there are some."""

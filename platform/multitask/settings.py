@@ -88,8 +88,11 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
                 made = bind(point)
                 if isinstance(made, Method):
                     made.weights(len(m.tasks), None)
-                elif not made.needs:
-                    raise UserError(f"{point['name']} needs what this program doesn't give")
+                elif made.needs == "spec":
+                    raise UserError(
+                        f"{point['name']} is for models that were trained apart (program rebasin, "
+                        "lamina merge --align): these have a common base"
+                    )
         except (UserError, ValueError) as error:
             yield f"merge.methods.{name}: {error}"
 

@@ -153,6 +153,7 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
             "grams": f"; Gram matrices of {m.examples} training examples a task",
             "unlabeled": f"; {m.steps} steps on {m.batch_size} unlabelled {m.unlabeled} inputs",
             "labeled": f"; {m.steps} steps on {m.batch_size} {m.unlabeled} examples of each task",
+            "score": "; taken one by one, by the score on validation",
             "": "",
         }[needs]
         grid = f"{len(points)} points" if len(points) > 1 else "1 point"
@@ -188,6 +189,8 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         paths,
         models.Learning(prepared.tasks),
         functools.cache(lambda items: merging.create(**dict(items))),
+        prepared.metric,
+        prepared.mode,
     )
     for seed in prepared.config.seeds:
         one = bench.Bench(given, seed)

@@ -59,8 +59,6 @@ def test_as_a_merger():
 
 def test_the_shares_of_the_models_are_told():
     given = models([1.0], [-0.8], [9.0])
-    found = merging.create("greedy_soup").fit(
-        given, base=None, weights=None, axes=None, score=near([0.0])
-    )
+    found = merging.create("greedy_soup").fit(given, score=near([0.0]))
     np.testing.assert_allclose(found.coefficients["weight"], [0.5, 0.5, 0.0])
     assert len(found.losses) == 3

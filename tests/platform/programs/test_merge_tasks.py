@@ -199,7 +199,7 @@ def test_check_says_what_a_merge_will_do(tmp_path, capsys):
         ({"methods": {"a": {"name": "linnear"}}}, "merge.methods.a.*linear"),
         ({"methods": {"a": {"name": "ties", "densty": 0.1}}}, "density"),
         ({"methods": {"a": {"name": "ties", "density": (0.1, 1.5)}}}, "density = 1.5"),
-        ({"methods": {"a": {"name": "weight_matching"}}}, "needs what this program"),
+        ({"methods": {"a": {"name": "weight_matching"}}}, "trained apart"),
         ({"methods": {"individual": {"name": "linear"}}}, "individual"),
         ({"own": ("(",)}, "no regular expression"),
         ({"steps": 0}, "merge.steps = 0"),
