@@ -11,13 +11,8 @@ from ml_collections import ConfigDict
 MODEL = dict(name="vit", patch=7, depth=4, embed=64, heads=4)  # pixels; blocks; units
 
 
-def get_config(arg: str = "") -> ConfigDict:
-    """Returns the config.
-
-    Args:
-        arg: none is known.
-    """
-    del arg
+def get_config() -> ConfigDict:
+    """Returns the config."""
     config = ConfigDict()
     config.program = "incremental"
     config.seeds = (0,)  # values
