@@ -3,7 +3,7 @@
 Model soups (Wortsman et al. 2022, arXiv 2203.05482): the mean of models that were fine-tuned from
 one start with different settings scores better than the best of them, at the cost of one; the
 greedy soup takes only those that don't lower the score on validation, so that it is there no worse
-than the best. Here a small MLP starts from 200 steps on handwritten digits, for a minute of CPU time.
+than the best. Here a small MLP starts from 200 steps on handwritten digits: a minute of CPU time.
 
 Measured: 97.2% on test for the mean candidate (94.7% for the start), 97.3% for the uniform and
 97.6% for the greedy soup: differences of one or two of the 450 test examples.
