@@ -26,7 +26,7 @@ ALIASES = {"mlflow": "mlflow-skinny"}
 
 DOCUMENTED = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
 ALLOWED = {
-    "experiments": {"ml_collections"},
+    "experiments": {"ml_collections", "lamina.experiments"},
     "models": {"jax", "flax", "numpy", "lamina.models"},
     "sharding": {"jax", "flax", "numpy", "lamina.sharding"},
 }

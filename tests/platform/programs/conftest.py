@@ -1,6 +1,7 @@
-"""A small, quick experiment on the digits, and runs of it."""
+"""A small, quick experiment on the digits, a stream of them, and runs of both."""
 
 import jax
+import numpy as np
 import pytest
 from ml_collections import ConfigDict
 
@@ -46,3 +47,50 @@ def train(tmp_path):
         return run(config, tmp_path / name, console=False, devices=jax.devices()[:devices])
 
     return start
+
+
+def incremental_config(learner, **changes):
+    """Three experiences of two epochs of the digits: 3 x 2 x 11 steps (the last ones are 10)."""
+    config = ConfigDict(
+        {
+            "program": "incremental",
+            "seeds": (0,),
+            "stream": {"name": "class_incremental", "experiences": 3, "epochs": 2},
+            "learner": {"name": learner} if isinstance(learner, str) else learner,
+            "data": {"name": "digits", "batch_size": 32, "order": "per_seed"},
+            "model": {"name": "mlp", "widths": (16,)},
+            "task": {"name": "classification"},
+            "optimizer": {"name": "adam", "learning_rate": 1e-2},
+            "schedule": {"name": "constant"},
+            "log_every": 7,
+            "steps_per_call": 0,
+            "trackers": (),
+        }
+    )
+    if learner in ("er", "der", "derpp", "icarl"):
+        config.learner.memory = 64
+        config.learner.replay = 16
+    if learner in ("gem", "agem"):
+        config.learner.per_task = 16
+    with config.ignore_type(), config.unlocked():
+        for key, value in changes.items():
+            block, _, last = key.rpartition("__")
+            value = ConfigDict(value) if isinstance(value, dict) else value
+            (config[block] if block else config)[last] = value
+    return config
+
+
+@pytest.fixture
+def learn(train, tmp_path):
+    """Returns `learn(learner, name=..., devices=1, **changes)`: a result and its accuracies."""
+
+    def start(learner, name="run", devices=1, **changes):
+        result = train(incremental_config(learner, **changes), name, devices)
+        return result, np.load(tmp_path / name / "accuracy.npy")
+
+    return start
+
+
+@pytest.fixture
+def stream_config():
+    return incremental_config

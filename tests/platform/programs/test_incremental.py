@@ -5,52 +5,11 @@ import json
 import jax
 import numpy as np
 import pytest
-from ml_collections import ConfigDict
 
 from lamina.platform.errors import UserError
 from lamina.platform.incremental import metrics
 from lamina.platform.programs import incremental
 from lamina.platform.run import restore
-
-
-def stream_config(learner, **changes):
-    """Three experiences of two epochs of the digits: 3 x 2 x 11 steps (the last ones are 10)."""
-    config = ConfigDict(
-        {
-            "program": "incremental",
-            "seeds": (0,),
-            "stream": {"name": "class_incremental", "experiences": 3, "epochs": 2},
-            "learner": {"name": learner} if isinstance(learner, str) else learner,
-            "data": {"name": "digits", "batch_size": 32, "order": "per_seed"},
-            "model": {"name": "mlp", "widths": (16,)},
-            "task": {"name": "classification"},
-            "optimizer": {"name": "adam", "learning_rate": 1e-2},
-            "schedule": {"name": "constant"},
-            "log_every": 7,
-            "steps_per_call": 0,
-            "trackers": (),
-        }
-    )
-    if learner in ("er", "der", "derpp", "icarl"):
-        config.learner.memory = 64
-        config.learner.replay = 16
-    if learner in ("gem", "agem"):
-        config.learner.per_task = 16
-    with config.ignore_type(), config.unlocked():
-        for key, value in changes.items():
-            block, _, last = key.rpartition("__")
-            value = ConfigDict(value) if isinstance(value, dict) else value
-            (config[block] if block else config)[last] = value
-    return config
-
-
-@pytest.fixture
-def learn(train, tmp_path):
-    def start(learner, name="run", devices=1, **changes):
-        result = train(stream_config(learner, **changes), name, devices)
-        return result, np.load(tmp_path / name / "accuracy.npy")
-
-    return start
 
 
 def params_of(result):
@@ -313,7 +272,7 @@ def test_a_numeric_hyper_parameter_is_no_part_of_the_program(digits_like_texts):
 
 
 @pytest.fixture
-def digits_like_texts(monkeypatch):
+def digits_like_texts(monkeypatch, stream_config):
     """The lowered programs of two runs that differ in a number."""
     texts = []
     real = incremental.compiled.compile_program
@@ -347,7 +306,7 @@ def digits_like_texts(monkeypatch):
     ],
 )
 def test_what_is_wrong_is_named_before_there_is_a_folder(
-    learner, changes, message, train, tmp_path
+    learner, changes, message, train, stream_config, tmp_path
 ):
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
         train(stream_config(learner, **changes))
@@ -370,36 +329,3 @@ def test_a_finer_grid_of_evaluations_shows_what_falls_between(learn):
 
 def ends_of(result):
     return result.summary["accuracy"]["ends"]
-
-
-OUTER = {"name": "sgd", "learning_rate": 1.0}
-ON_ISLANDS = {
-    "diloco": {"name": "diloco", "number": 2, "every": 5, "outer": OUTER},
-    "demo": {"name": "demo", "number": 2, "topk": 8},
-}
-
-
-def test_islands_learn_from_a_stream_each_with_a_memory_of_its_own(learn):
-    result, accuracy = learn("er", islands=ON_ISLANDS["diloco"])
-    assert accuracy[0, -1].mean() > 0.25
-    memory = jax.device_get(result.state.islands["learner"]["memory"])
-    assert memory["rows"]["labels"].shape == (2, 64)
-    assert not np.array_equal(memory["rows"]["inputs"][0], memory["rows"]["inputs"][1])
-    # Of 64 steps: after every fifth, and at the ends of the experiences, after 22, 44 and 64.
-    assert result.summary["communication"]["rounds"] == 12 + 3
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("method", ON_ISLANDS)
-def test_islands_on_a_mesh_learn_the_same_from_a_stream(method, learn):
-    one, accuracy = learn("er", "one", islands=ON_ISLANDS[method])
-    mesh = {"data": 4, "replica": 2}
-    eight, again = learn("er", "eight", devices=8, mesh=mesh, islands=ON_ISLANDS[method])
-    np.testing.assert_allclose(accuracy, again, atol=0.02)
-    close = lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
-    jax.tree.map(close, params_of(one), params_of(eight))
-
-
-def test_a_learner_that_acts_beside_the_steps_is_refused_on_islands(learn):
-    with pytest.raises(UserError, match="learner 'lwf' can't learn on islands yet"):
-        learn("lwf", islands={"name": "local_sgd", "number": 2})
