@@ -210,7 +210,7 @@ def check_resumable(workdir: str | os.PathLike, program: Program, resolved: Any)
         text = storage.read_bytes(path)
     if text is None:
         return None
-    before = configs.from_json(text.decode("utf-8", "replace"), str(path))
+    before = _with_new_keys(program, configs.from_json(text.decode("utf-8", "replace"), str(path)))
     differences = program.changes(before, resolved)
     if differences:
         raise UserError(
@@ -229,6 +229,15 @@ def check_resumable(workdir: str | os.PathLike, program: Program, resolved: Any)
             f"{workdir} can't be made longer, for seeds were added to it: choose another --workdir"
         )
     return before
+
+
+def _with_new_keys(program: Program, before: ConfigDict) -> ConfigDict:
+    """Returns a run's config with the defaults of keys that Lamina didn't have when it was made."""
+    try:
+        # Without trust: nobody's code is imported for the sake of a comparison.
+        return ConfigDict(configs.thaw(program.resolve(before, ())))
+    except UserError:
+        return before
 
 
 def _longer(before, resolved) -> bool:

@@ -1,6 +1,7 @@
 """A run folder: what happens when the same run, or another one, is started there again."""
 
 import contextlib
+import json
 import os
 import pathlib
 import shutil
@@ -149,6 +150,16 @@ def test_a_run_that_another_config_overtook_is_refused(tiny_run, tmp_path, monke
     with pytest.raises(UserError, match="holds a run of another config"):
         tiny_run(tmp_path / "run")
     assert folder.read_config(tmp_path / "run")["model"]["widths"] == [4]
+
+
+def test_a_run_made_before_a_key_was_known_goes_on(unfinished, finished, tiny_run):
+    written = json.loads((unfinished / folder.CONFIG).read_text())
+    for block in (written, written["data"]):
+        del block["seed" if block is written["data"] else "adapters"]
+    (unfinished / folder.CONFIG).write_text(json.dumps(written))
+    assert plain(tiny_run(unfinished, seeds=(4, 2))) == plain(finished)
+    with pytest.raises(UserError, match=r"adapters\.rank: 0 -> 2"):
+        tiny_run(unfinished, seeds=(4, 2), adapters={"rank": 2})
 
 
 @pytest.mark.parametrize("name", ["a b", "größe # 1%?", "colon:here"])
