@@ -5,8 +5,6 @@ import math
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-import jax
-
 from lamina.platform.reporting import page
 
 _WIDTH, _HEIGHT = 168, 84
@@ -40,10 +38,13 @@ def draw_sharding(tree: Any, most: int = 12) -> Picture:
         most: how many pictures; the largest arrays come first.
 
     Example:
+        >>> import jax
         >>> picture = draw_sharding({"kernel": jax.numpy.ones((4, 2))})
         >>> "kernel" in picture.html
         True
     """
+    import jax  # reports are made without it
+
     groups: dict[Any, tuple[Any, list[str]]] = {}
     for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
         if getattr(leaf, "sharding", None) is not None and 0 not in leaf.shape:

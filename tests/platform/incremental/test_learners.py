@@ -239,7 +239,7 @@ def test_a_chain_of_one_link_is_that_link_and_a_chain_pipes_losses():
     loss = both.loss(jnp.asarray(1.0), own, *arguments)
     first = ewc_.loss(jnp.asarray(1.0), own["ewc"], *arguments)
     assert loss == lwf_.loss(first, own["lwf"], *arguments)
-    assert both.needs == {"boundaries"}
+    assert both.needs == {"boundaries", "classes"}
 
 
 def test_links_with_memories_share_one_or_are_refused():
