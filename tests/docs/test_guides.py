@@ -55,6 +55,7 @@ def test_links_between_pages_lead_somewhere(name):
             assert (page.parent / target).exists(), target
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name",
     [

@@ -42,6 +42,7 @@ VIT = {
 }
 
 
+@pytest.mark.slow
 def test_a_run_starts_from_a_folder_each_parameter_split_as_in_training(tmp_path):
     config = ConfigDict(LLAMA | {"mesh": {"data": 2, "fsdp": 4}, "sharding": {"rules": "fsdp"}})
     result = run(config, tmp_path / "run", console=False, devices=jax.devices()[:8])
@@ -63,6 +64,7 @@ def test_a_run_starts_from_a_folder_each_parameter_split_as_in_training(tmp_path
     assert {key: back.config[key] for key in shared} == {key: theirs[key] for key in shared}
 
 
+@pytest.mark.slow
 def test_a_vit_goes_out_in_bfloat16_and_back_in_parts(tiny_run, tmp_path):
     first = tiny_run(tmp_path / "first", **VIT)
     found = trained.read(first.workdir)

@@ -28,6 +28,7 @@ def get_config():
 """
 
 
+@pytest.mark.slow
 def test_a_fork_shares_the_past_and_has_another_future(tmp_path, capsys):
     (tmp_path / "config.py").write_text(CONFIG)
     parent, child = tmp_path / "parent", tmp_path / "child"

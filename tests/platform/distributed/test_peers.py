@@ -61,6 +61,7 @@ def leave(wire, process):
     selector.close()
 
 
+@pytest.mark.slow
 def test_processes_that_live_lose_nobody(wire):
     wire.join(1), wire.join(2)
     for _ in range(30):

@@ -39,6 +39,7 @@ def runs(tmp_path_factory):
     return folders
 
 
+@pytest.mark.slow
 def test_runs_are_merged_with_their_logical_axes(runs, tmp_path):
     out = tmp_path / "out.safetensors"
     prepared = program.prepare("slerp", {"t": 0.4}, models=runs, out=str(out))
@@ -52,6 +53,7 @@ def test_runs_are_merged_with_their_logical_axes(runs, tmp_path):
     assert again.status == "done"
 
 
+@pytest.mark.slow
 def test_runs_are_aligned_before_they_are_merged(runs, tmp_path, capsys):
     out = tmp_path / "out.safetensors"
     command = ["merge", f"--models={','.join(runs)}", f"--out={out}", "--align"]

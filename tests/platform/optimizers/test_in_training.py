@@ -20,6 +20,7 @@ CONFIGS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_run_resumes_exactly_with_the_state_of_its_rules_and_its_plateau(
     name, tiny_run, tmp_path

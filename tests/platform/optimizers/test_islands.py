@@ -109,6 +109,7 @@ def steps_of(method, steps):
         yield grads, before, direction, momentum
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_demo_exchanges_the_strongest_frequencies_of_each_momentum():
     chunk, k, beta = 4, 3, 0.9

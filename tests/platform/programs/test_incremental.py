@@ -73,6 +73,7 @@ def test_a_run_that_was_cut_inside_an_experience_goes_on_as_if_it_had_not(
     assert [key(r) for r in whole.metrics] == [key(r) for r in resumed.metrics]
 
 
+@pytest.mark.slow
 def test_a_run_that_ends_before_its_first_checkpoint_leaves_no_record_twice(
     learn, tmp_path, monkeypatch
 ):
@@ -116,6 +117,7 @@ def run_cut(learn, learner, keys, tmp_path):
     return learn(learner, "cut", **keys)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
     [
@@ -234,6 +236,7 @@ DOMAINS = {
 }
 
 
+@pytest.mark.slow
 def test_texts_of_several_domains_come_one_after_the_other(learn):
     replay = {"name": "er", "memory": 40, "replay": 8, "policy": "reservoir"}
     result, accuracy = learn(replay, **DOMAINS)

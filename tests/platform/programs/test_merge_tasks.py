@@ -77,6 +77,7 @@ def rows(result):
     return {row["row"]: row for row in result.summary["methods"]}
 
 
+@pytest.mark.slow
 def test_the_result_has_every_model_on_every_task_and_seed(finished):
     found = rows(finished)
     assert list(found) == ["individual", "pretrained", *sorted(config_of().merge.methods)]
@@ -97,6 +98,7 @@ def test_the_result_has_every_model_on_every_task_and_seed(finished):
     assert not any("head" in name for name in shapes)
 
 
+@pytest.mark.slow
 def test_the_average_is_that_of_the_runs_and_heads_are_kept(finished):
     workdir = finished.workdir
     read = lambda task: models.read(f"{workdir}/tasks/{task}", ("head",), 3, ())
@@ -111,6 +113,7 @@ def test_the_average_is_that_of_the_runs_and_heads_are_kept(finished):
     assert individual["accuracy"] == pytest.approx(trained[1])
 
 
+@pytest.mark.slow
 def test_a_grids_point_is_chosen_on_validation_and_equals_a_merge_at_that_scale(finished):
     tried = []
     for number, scale in enumerate((0.2, 0.6, 1.0)):
@@ -137,6 +140,7 @@ def test_a_scale_stretches_what_is_merged_without_it(name):
     np.testing.assert_allclose(scaled["w"], expected, atol=1e-6)
 
 
+@pytest.mark.slow
 def test_what_was_killed_goes_on_with_the_same_numbers(finished, tmp_path):
     copy = tmp_path / "run"
     shutil.copytree(finished.workdir, copy)
@@ -155,12 +159,14 @@ def test_what_was_killed_goes_on_with_the_same_numbers(finished, tmp_path):
     assert "report.html" in {path.name for path in copy.iterdir()}
 
 
+@pytest.mark.slow
 def test_the_report_has_table_radar_and_coefficients(finished):
     page = (Path(finished.workdir) / "report.html").read_text()
     for part in ("Test accuracy, normalised", "coefficients of adamerging", "task_arithmetic"):
         assert part in page
 
 
+@pytest.mark.slow
 def test_runs_that_are_there_are_merged_and_methods_can_be_added(finished, tmp_path):
     tasks = {name: {"run": f"{finished.workdir}/tasks/{name}"} for name in ("turned", "negative")}
     methods = {"average": {"name": "linear"}}

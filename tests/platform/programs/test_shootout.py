@@ -158,6 +158,7 @@ def test_the_standings_are_complete(standings):
         assert set(standings["without"]) == {"digits", "quadratic"}
 
 
+@pytest.mark.slow
 def test_a_shootout_that_fails_half_way_goes_on_with_the_same_numbers(
     finished, tmp_path, monkeypatch
 ):

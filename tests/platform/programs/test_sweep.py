@@ -100,6 +100,7 @@ def test_the_best_trial_is_that_of_the_validation_split_and_the_test_split_is_no
     assert not any("test/" in name for row in rows.values() for name in row["final"])
 
 
+@pytest.mark.slow
 def test_best_json_runs_again_and_reaches_the_same_numbers(finished, tmp_path):
     result = finished[0]
     config, _ = configs.load(str(result.workdir) + "/best.json")
@@ -137,6 +138,7 @@ def test_a_sweep_that_fails_half_way_goes_on_with_the_same_numbers(finished, tmp
     assert rows_of(workdir) == rows_of(result.workdir)
 
 
+@pytest.mark.slow
 def test_a_split_that_is_read_ahead_gives_the_numbers_of_one_on_the_device(tmp_path):
     space = {"optimizer": {"learning_rate": (0.05, 0.2)}}
     data = {"name": "digits", "batch_size": 32}
@@ -210,6 +212,7 @@ def test_another_space_in_the_same_folder_is_refused(finished):
         start(sweep_config({"optimizer": {"learning_rate": (0.05, 0.2)}}), finished[0].workdir)
 
 
+@pytest.mark.slow
 def test_numbers_that_are_data_give_the_numbers_of_constants(tmp_path):
     space = {
         "optimizer": {"learning_rate": (1e-3, 1e-2), "b1": (0.8,), "weight_decay": (0.0, 0.1)},
@@ -232,6 +235,7 @@ def test_numbers_that_are_data_give_the_numbers_of_constants(tmp_path):
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["shared", "per_seed"])
 def test_eight_devices_give_the_numbers_of_one(tmp_path, order):
     config = sweep_config(

@@ -62,6 +62,7 @@ def test_three_seeds_equal_three_single_runs_bit_for_bit(train, digits):
         )
 
 
+@pytest.mark.slow
 def test_seeds_with_their_own_order_differ_from_a_shared_one(train, digits):
     shared = train(digits(seeds=(0, 1)), "shared")
     own = train(digits(seeds=(0, 1), data__order="per_seed"), "own")
@@ -103,6 +104,7 @@ def test_packed_documents_balanced_over_devices_give_the_losses_of_one(train, di
     np.testing.assert_allclose(losses(eight), losses(one), rtol=1e-5)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adamw", "schedule_free_adamw"])
 def test_seeds_split_over_devices_give_the_losses_of_unrolled_ones(train, digits, optimizer):
     own = {"seeds": (0, 1), "optimizer": {"name": optimizer, "learning_rate": 1e-3}}
@@ -124,12 +126,15 @@ def test_chunks_of_any_length_give_the_same_losses(train, digits):
     "changes",
     [
         {},
-        {"seeds": (0, 1)},
+        pytest.param({"seeds": (0, 1)}, marks=pytest.mark.slow),
         {"ema__decay": 0.9},
-        {"accumulation": 4},
+        pytest.param({"accumulation": 4}, marks=pytest.mark.slow),
         {"data__placement": "grain"},
-        {"checkpoint__every": 15, "log_every": 10},
-        {"optimizer": {"name": "schedule_free_adamw", "learning_rate": 1e-3}},
+        pytest.param({"checkpoint__every": 15, "log_every": 10}, marks=pytest.mark.slow),
+        pytest.param(
+            {"optimizer": {"name": "schedule_free_adamw", "learning_rate": 1e-3}},
+            marks=pytest.mark.slow,
+        ),
     ],
     ids=["plain", "seeds", "ema", "accumulation", "grain", "between_records", "schedule_free"],
 )
@@ -158,6 +163,7 @@ def test_a_finished_run_gives_its_result_again_without_training(train, digits):
     assert records(again) == records(first)
 
 
+@pytest.mark.slow
 def test_a_longer_run_goes_on_where_its_schedule_allows_it(train, digits):
     constant = {"name": "constant", "warmup_steps": 5}
     train(digits(schedule=constant), "grown")
@@ -188,6 +194,7 @@ def test_low_precision_trains_with_float32_parameters(train, digits, precision):
     assert result.final["train/loss"].mean < 2.0
 
 
+@pytest.mark.slow
 def test_frozen_parameters_do_not_move(train, digits):
     before = train(digits(steps=5, optimizer__learning_rate=0.0), "before")
     after = train(
@@ -206,6 +213,7 @@ def test_frozen_parameters_do_not_move(train, digits):
     assert not np.array_equal(new["params/head/kernel"], old["params/head/kernel"])
 
 
+@pytest.mark.slow
 def test_adapters_alone_are_trained(train, digits):
     base = train(digits(steps=50), "base")
     tuned = train(
@@ -239,6 +247,7 @@ def test_init_from_takes_a_part_under_other_names(train, digits):
     assert not np.array_equal(taken["params/head/kernel"], old["params/head/kernel"])
 
 
+@pytest.mark.slow
 def test_init_from_reads_its_source_split_over_all_devices(train, digits, monkeypatch):
     source = train(digits(steps=5, seeds=(3, 4), ema__decay=0.9), "source")
     seen = []
