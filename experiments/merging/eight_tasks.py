@@ -39,7 +39,7 @@ def get_config(size: str = "full") -> ConfigDict:
     config.task = ConfigDict(dict(name="classification"))
     config.optimizer = ConfigDict(dict(name="adamw", learning_rate=2e-3, weight_decay=1e-2))
     config.schedule = ConfigDict(dict(name="cosine", warmup_steps=10 if tiny else 100))
-    config.evaluation = ConfigDict(dict(batch_size=250))
+    config.evaluation = ConfigDict(dict(batch_size=200))
     config.log_every = config.steps_per_call = 10 if tiny else 100  # steps
     config.checkpoint = ConfigDict(dict(keep=1))
     config.trackers = ()

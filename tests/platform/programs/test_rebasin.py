@@ -29,6 +29,8 @@ def make(**changes):
     config.log_every = 20
     config.steps_per_call = 20
     config.rebasin = ConfigDict(dict(points=5))
+    if "model" in changes:
+        del config.model  # another one has other keys
     with config.unlocked():
         config.update(changes)
     return config
