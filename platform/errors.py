@@ -3,7 +3,8 @@
 import contextlib
 import errno
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from types import MappingProxyType
 
 
 class LaminaError(Exception):
@@ -22,9 +23,17 @@ class UserError(LaminaError):
 
 
 class DivergedError(LaminaError):
-    """The loss became infinite or not a number (exit code 3)."""
+    """The loss became infinite or not a number (exit code 3).
+
+    Attributes:
+        steps: seed to the first step whose loss was not finite, where that is known.
+    """
 
     exit_code = 3
+
+    def __init__(self, message: str, steps: Mapping[int, int] = MappingProxyType({})):
+        super().__init__(message)
+        self.steps = steps
 
 
 class InterruptedRun(LaminaError):

@@ -14,8 +14,14 @@ seeds), rounded. So they can be met, but not with any learning rate:
     mlp        validation/accuracy  0.9814    0.9814    0.9814    0.98
     quadratic  validation/loss      6.670e-5  6.555e-5  3.086e-4  7e-5
 
+The variant `stream` has three optimizers on `mlp` and on a stream: the digits by class, two at a
+time, with experience replay. Its target, 0.8, was set by hand, a little below what AdamW and
+Nesterov's momentum end with (0.87 and 0.89); it is of all ten classes, so nobody can meet it before
+the last experience.
+
     lamina run --config=optimizers/shootout:quick --workdir=runs/shootout
     lamina run --config=optimizers/shootout:targets --workdir=runs/targets
+    lamina run --config=optimizers/shootout:stream --workdir=runs/stream
 """
 
 from ml_collections import ConfigDict
@@ -47,11 +53,24 @@ OPTIMIZERS = dict(
     soap=dict(config=dict(optimizer=dict(name="soap"))),
 )
 
+STREAM = dict(
+    target=0.8,
+    metric="average_accuracy",  # over the tasks of the whole stream, on validation examples
+    config=dict(
+        program="incremental",
+        stream=dict(name="class_incremental", experiences=5, epochs=4),
+        learner=dict(name="er", memory=100, replay=32, past_only=True),
+        data=dict(name="digits", batch_size=32, seed=0),
+        schedule=dict(name="constant"),
+        steps_per_call=0,  # the whole stream in one dispatch
+    ),
+)
+
 
 def get_config(variant: str = "quick") -> ConfigDict:
-    """Returns the config of a variant: quick, targets."""
-    if variant not in ("quick", "targets"):
-        raise ValueError(f"the variants are quick and targets, not {variant!r}")
+    """Returns the config of a variant: quick, targets, stream."""
+    if variant not in ("quick", "targets", "stream"):
+        raise ValueError(f"the variants are quick, targets and stream, not {variant!r}")
     config = ConfigDict()
     config.program = "shootout"
     config.seeds = (0, 1, 2, 3, 4)  # of the best point
@@ -76,6 +95,10 @@ def get_config(variant: str = "quick") -> ConfigDict:
             studies=1,
         )
     )
+    if variant == "stream":
+        workloads = config.shootout.workloads
+        config.shootout.workloads = {"mlp": workloads.mlp, "stream": STREAM}
+        config.shootout.optimizers = {n: OPTIMIZERS[n] for n in ("adamw", "nesterov", "muon")}
     if variant == "targets":
         config.shootout.optimizers = {n: OPTIMIZERS[n] for n in ("adamw", "nadamw", "nesterov")}
         config.shootout.trials = 20

@@ -44,7 +44,11 @@ class Runner(NamedTuple):
 
 
 def open_runner(
-    parts: Experiment, streams: Sequence[Stream], cut: Segments, data: sources.Data
+    parts: Experiment,
+    streams: Sequence[Stream],
+    cut: Segments,
+    data: sources.Data,
+    compile_program: Callable[..., compiled.Program] | None = None,
 ) -> Runner:
     """Compiles the program, once, whatever the number of seeds.
 
@@ -53,10 +57,13 @@ def open_runner(
         streams: one for each seed, or one for all.
         cut: where they are interrupted.
         data: what is learned from and tested on.
+        compile_program: in place of `compiled.compile_program`; may give a program that another run
+            has compiled.
 
     Raises:
         UserError: data that stay on the host, in several processes.
     """
+    compile_program = compile_program or compiled.compile_program
     plan, tables = sources.plan(parts, streams), sources.tables(parts, streams)
     if not sources.is_held(parts.config, data):
         return _open_streaming(parts, plan, tables, cut, data)
@@ -71,7 +78,7 @@ def open_runner(
         shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
         jitted = jax.jit(vmapped, donate_argnums=0, out_shardings=(shardings, whole))
         arguments = (parts.state, examples, stacked, place(np.zeros(4, np.int32)))
-        program = compiled.compile_program(jitted, *arguments)
+        program = compile_program(jitted, *arguments)
 
         def together(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
             state, history = program.call(state, examples, stacked, place(span))
@@ -85,7 +92,7 @@ def open_runner(
         partial(sequence.advance, plan), donate_argnums=0, out_shardings=(shardings, whole)
     )
     arguments = (one, examples, tables[0], place(np.zeros(4, np.int32)))
-    program = compiled.compile_program(jitted, *arguments)
+    program = compile_program(jitted, *arguments)
     # Collective operations of two programs at once would wait for each other.
     ways = min(number, os.cpu_count() or 1) if parts.mesh.size == 1 else 1
 

@@ -362,7 +362,7 @@ def right_answers(plan: Plan, state: TrainState, batch: Any, test_classes: jax.A
         batch: "inputs", "labels" and "task" [B]; rows of a task beyond the last don't count.
         test_classes: bool [J, C].
     """
-    recipe, count = plan.recipe, len(test_classes)
+    recipe, count = step.bound(plan.recipe, state.hyper), len(test_classes)
     trained = evaluation_step.evaluation_params(recipe, state)
     output = step.forward(recipe, trained, state, normalise(batch))
     moment = learners.moment_of(state)

@@ -10,7 +10,8 @@ side, so that every seed computes what it would alone, bit for bit.
 
 import contextlib
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -137,6 +138,7 @@ def prepare(
     devices: Sequence[jax.Device] | None,
     fresh: bool,
     dataset: Dataset | None = None,
+    hyper: Mapping[str, jax.ShapeDtypeStruct] = MappingProxyType({}),
 ) -> Prepared:
     """Builds the parts of a run, and loads what a fresh one starts from.
 
@@ -146,6 +148,8 @@ def prepare(
         devices: the devices to use; default: all.
         fresh: whether the run has no checkpoint yet.
         dataset: default: opened as the config says.
+        hyper: config key to the type of a value that is an array of the program, so that runs with
+            other values of it can share the program.
 
     Raises:
         UserError: the learner, the stream, the data and the devices don't fit each other.
@@ -168,7 +172,8 @@ def prepare(
     steps = int(streams[0].steps.sum())
     ends = tuple(int(end) for end in np.cumsum(streams[0].steps))
     stream = experiment.Stream(learner, space, steps, per_seed, batch, ends)
-    parts = experiment.assemble(config, trust, devices, dataset=dataset, stream=stream)
+    members = experiment.Members(None, hyper) if hyper else None
+    parts = experiment.assemble(config, trust, devices, dataset, stream, members)
     writers.check_trackers(config.trackers)
     loaded = loading.NOTHING
     if fresh:
@@ -191,17 +196,25 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     return differences
 
 
-def open_runner(prepared: Prepared) -> Runner:
-    """Compiles the program, once, whatever the number of seeds."""
-    return running.open_runner(prepared.parts, prepared.streams, prepared.cut, prepared.data)
+def open_runner(
+    prepared: Prepared, compile_program: Callable[..., compiled.Program] | None = None
+) -> Runner:
+    """Compiles the program, once, whatever the number of seeds; see `running.open_runner`."""
+    parts, streams, cut, data = prepared.parts, prepared.streams, prepared.cut, prepared.data
+    return running.open_runner(parts, streams, cut, data, compile_program)
 
 
-def run(prepared: Prepared, context: Context) -> Outcome:
+def run(
+    prepared: Prepared,
+    context: Context,
+    compile_program: Callable[..., compiled.Program] | None = None,
+) -> Outcome:
     """Learns from the stream, from the newest good checkpoint if there is one.
 
     Args:
         prepared: the parts of the run.
         context: the run folder and what else a program is given.
+        compile_program: see `running.open_runner`.
 
     Returns:
         The result and the final state.
@@ -224,7 +237,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         stack.callback(session.log.close)
         start = session.start
         with session.clock.phase("compile"):
-            runner = open_runner(prepared)
+            runner = open_runner(prepared, compile_program)
             stack.callback(runner.close)
             state = initial.create(parts, prepared.loaded) if state is None else state
             state = learners.set_hyper(parts.recipe.learner, state)

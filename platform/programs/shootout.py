@@ -3,13 +3,13 @@
 Every optimizer is tuned on every workload: `trials` points of one search space, `studies` times.
 The best point is trained again with fresh seeds. Each cell (workload x optimizer x study) is stored
 when it is done: a shoot-out that was killed goes on in the cell that it was in, with the same
-numbers. Targets are of the validation split; the test split is not read.
+numbers. Targets are of the validation split; the test split is not read. A workload is a training
+experiment, or a stream (program `incremental`).
 
 References:
     Dahl et al., Benchmarking Neural Network Training Algorithms, https://arxiv.org/abs/2306.07179
 """
 
-import os
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -18,18 +18,22 @@ from ml_collections import FrozenConfigDict
 
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
+from lamina.platform.programs import streamed_cells, trained_cells
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, formats, storage
 from lamina.platform.reporting.clock import Clock
-from lamina.platform.sweeps import cells, groups, planning, results, rivals, standings
-from lamina.platform.sweeps.members import Ended
-from lamina.platform.sweeps.planning import Group, Trial
+from lamina.platform.sweeps import cells, planning, rivals, standings
+from lamina.platform.sweeps.engines import Engine, Runs
+from lamina.platform.sweeps.planning import Trial
 from lamina.platform.sweeps.rivals import Pair
-from lamina.platform.training import compiled, loading
+from lamina.platform.training import compiled
 from lamina.platform.training.experiment import Experiment
-from lamina.sharding import rules as partition_rules
 
-BEST = "best"
+ENGINES: Mapping[str, Engine] = {
+    "incremental": streamed_cells.ENGINE,
+    "train": trained_cells.ENGINE,
+}
+"""The programs that a workload can be of."""
 
 
 class Prepared(NamedTuple):
@@ -65,7 +69,7 @@ def prepare(
     del fresh
     if jax.process_count() > 1:
         raise UserError("a shoot-out runs in one process")
-    found = rivals.pairs(config, trust, devices, dataset)
+    found = rivals.pairs(config, ENGINES, trust, devices, dataset)
     return Prepared(found[0].parts, found, config, trust, devices)
 
 
@@ -88,10 +92,19 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
             sign = ">=" if pair.mode == "max" else "<="
             lines.append(
                 f"  {pair.workload}: {pair.metric} {sign} {formats.number(pair.target)} "
-                f"within {pair.parts.steps} steps"
+                f"within {pair.parts.steps} steps{_stream(pair)}"
             )
     lines.append(f"{len(pairs)} pairs, {total:,} steps in all")
     return lines
+
+
+def _stream(pair: Pair) -> str:
+    """Returns what `describe` says of a workload that is a stream, and nothing of others."""
+    if pair.config.program != "incremental":
+        return ""
+    stream, space = pair.config.stream, pair.parts.recipe.space
+    assert space is not None
+    return f" of {stream.name} ({space.experiences} experiences), {pair.config.learner.name}"
 
 
 def shootout(prepared: Prepared, context: Context) -> Outcome:
@@ -160,66 +173,33 @@ def run_pair(
     again = read(None)
     if again is not None and all(cell is not None for cell in known):
         return [cell for cell in known if cell is not None], again, 0.0
-    whole = partition_rules.replicated(pair.parts.mesh)
-    loaded = loading.load(pair.config, prepared.trust, pair.parts.recipe.model, whole)
-    at_once = prepared.config.shootout.at_once
-    base = groups.Base(pair.parts, loaded, prepared.trust, prepared.devices, at_once)
-    trials = [trial for study in pair.studies for trial in study]
-    found = groups.find(base, trials)
-    with groups.Programs(base, keep=len(found)) as programs:
+    open_runs, at_once = ENGINES[pair.config.program].open, prepared.config.shootout.at_once
+    with open_runs(pair, prepared.trust, prepared.devices, at_once, context) as runs:
         for study, own in enumerate(pair.studies):
             if known[study] is None:
-                cell = run_cell(programs, found, own, pair, study, context)
-                known[study] = cell
+                known[study] = run_cell(runs, own, pair, study, context)
         done = [cell for cell in known if cell is not None]
         point = cells.best_trial(done, pair.mode)
+        trials = (trial for study in pair.studies for trial in study)
         best = next(trial for trial in trials if trial.number == point["trial"])
         best = best._replace(config=planning.with_seeds(best.config, tuple(pair.config.seeds)))
         if again is None:
-            again = run_cell(programs, found, [best], pair, None, context)
-        return done, again, programs.seconds
+            again = run_cell(runs, [best], pair, None, context)
+        return done, again, runs.seconds()
 
 
 def run_cell(
-    programs: groups.Programs,
-    found: Sequence[Group],
-    trials: Sequence[Trial],
-    pair: Pair,
-    study: int | None,
-    context: Context,
+    runs: Runs, trials: Sequence[Trial], pair: Pair, study: int | None, context: Context
 ) -> cells.Cell:
     """Runs and stores a cell.
 
     Args:
-        programs: of the pair.
-        found: the pair's trials by program.
+        runs: of the pair.
         trials: of the cell.
         pair: whose cell.
         study: its number; None: fresh seeds.
         context: the run folder and what else a program is given.
     """
-    path = os.path.join(cells.folder_of(context.workdir, pair), cells.name_of(study))
-    by_trial: dict[int, list[Ended]] = {}
-    wanted = {trial.number: trial for trial in trials}
-    for group in found:
-        own = tuple(wanted[t.number] for t in group.trials if t.number in wanted)
-        if not own:
-            continue
-        part = Group(own, group.hyper)
-        shape = groups.shape_of(programs.base, part, path)
-        for unit in planning.units(part, shape.trials):
-            finished = groups.run_unit(programs, part, shape, unit, path, context.stop)
-            for ended in finished.ended:
-                by_trial.setdefault(ended.member.trial.number, []).append(ended)
-            if study is None:
-                write_best(pair, finished, context)
-    cell = cells.make(pair, by_trial)
+    cell = cells.make(pair, runs.measure(trials, study))
     cells.write(context.workdir, pair, study, cell)
     return cell
-
-
-def write_best(pair: Pair, finished: Any, context: Context) -> None:
-    """Writes the run folder of a pair's best point, whose config runs again by itself."""
-    path = os.path.join(context.workdir, BEST, pair.workload, pair.optimizer)
-    for trial, ended, row in results.of_unit(finished, pair.metric):
-        results.write_trial(path, trial, ended, row)

@@ -115,7 +115,8 @@ def _times(
         f"To the target; {MISS} is a miss. Tuned: the median over studies of the fastest trial. "
         "Fresh seeds: the median of the best point, with the 95% bootstrap interval of the median. "
         f"★ An optimizer wins a workload if its interval of {s['clock']} lies below all others. "
-        "Seconds are those of the training steps, without evaluations and compiling."
+        "Seconds are those of the training steps, without evaluations (which a stream's program "
+        "has among its steps) and compiling."
     )
     return _panel("Time to the target", heads, rows, note)
 

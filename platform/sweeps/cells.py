@@ -15,6 +15,7 @@ from lamina.platform.sweeps.members import Ended
 from lamina.platform.sweeps.rivals import Pair
 
 CELLS = "cells"
+BEST = "best"
 FRESH = "fresh"
 BUDGET_SHARE = 0.75
 """Share of the steps within which a target shall have been reached by those that it is made from
@@ -26,6 +27,11 @@ Cell = dict[str, Any]
 def folder_of(workdir: str, pair: Pair) -> str:
     """Returns the folder of a pair's cells."""
     return os.path.join(workdir, CELLS, pair.workload, pair.optimizer)
+
+
+def best_folder_of(workdir: str, pair: Pair) -> str:
+    """Returns the run folder of a pair's best point."""
+    return os.path.join(workdir, BEST, pair.workload, pair.optimizer)
 
 
 def name_of(study: int | None) -> str:

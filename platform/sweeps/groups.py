@@ -10,7 +10,7 @@ from lamina.platform.errors import UserError
 from lamina.platform.reporting import storage
 from lamina.platform.sweeps import lanes, members, planning
 from lamina.platform.sweeps.planning import Group, Shape, Trial
-from lamina.platform.training import evaluation, experiment, loading
+from lamina.platform.training import evaluation, experiment, loading, seeds
 from lamina.platform.training import settings as training_settings
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.signals import StopRequest
@@ -71,23 +71,42 @@ def selection(parts: Experiment, key: str) -> Callable[[str, str], tuple[str, st
     return choose
 
 
-def find(base: Base, trials: Sequence[Trial]) -> list[Group]:
-    """Returns the trials by what has to be compiled.
+def check(trials: Sequence[Trial], trust: Sequence[str], parts: Experiment) -> None:
+    """Makes every trial's schedule, optimizer and task, so that they refuse their keys.
+
+    Args:
+        trials: all of them.
+        trust: packages whose factories the config may name.
+        parts: of the experiment that they vary.
 
     Raises:
         UserError: a trial's config is wrong.
     """
     for trial in trials:
         try:
-            experiment.check_factories(trial.config, base.trust, base.parts)
+            experiment.check_factories(trial.config, trust, parts)
         except UserError as error:
             raise UserError(f"{planning.describe(trial.number, trial.values)}: {error}") from error
-    found = planning.group(
-        trials,
-        lambda trial, keys: planning.traceable(
-            trial, keys, base.trust, base.devices, dataset_of(base, trial)
-        ),
-    )
+
+
+def find(base: Base, trials: Sequence[Trial]) -> list[Group]:
+    """Returns the trials by what has to be compiled.
+
+    Raises:
+        UserError: a trial's config is wrong.
+    """
+    check(trials, base.trust, base.parts)
+
+    def traceable(trial: Trial, keys: tuple[str, ...]) -> tuple[str, ...]:
+        alone, data = seeds.Seeds(1, "single"), dataset_of(base, trial)
+        return planning.traceable(
+            keys,
+            lambda some: planning.assemble(
+                trial.config, some, alone, (0,), base.trust, base.devices, data
+            ),
+        )
+
+    found = planning.group(trials, traceable)
     for group in found:
         if not group.hyper:  # nothing was tried: what is wrong shall show now
             first = group.trials[0]

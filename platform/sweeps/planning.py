@@ -51,9 +51,22 @@ class Group(NamedTuple):
 
 
 def make_trial(
-    number: int, values: Mapping[str, Any], config: FrozenConfigDict, trust: Sequence[str]
+    number: int,
+    values: Mapping[str, Any],
+    config: FrozenConfigDict,
+    trust: Sequence[str],
+    schema: configs.Schema = experiment.SCHEMA,
+    program: str = "train",
 ) -> Trial:
     """Returns a trial of a resolved sweep config.
+
+    Args:
+        number: from 0.
+        values: config key to value.
+        config: what they change.
+        trust: packages whose factories the config may name.
+        schema: the vocabulary of the trial's program.
+        program: its name.
 
     Raises:
         UserError: the config with these values is wrong.
@@ -62,7 +75,7 @@ def make_trial(
     with changed.unlocked(), changed.ignore_type():
         if "sweep" in changed:
             del changed["sweep"]
-        changed.program = "train"
+        changed.program = program
         for key, value in values.items():
             *blocks, last = key.split(".")
             block = changed
@@ -71,12 +84,12 @@ def make_trial(
             block[last] = value
         for key in values:
             block, _, last = key.rpartition(".")
-            kind = experiment.SCHEMA.kinds.get(block)
+            kind = schema.kinds.get(block)
             if last == "name" and kind is not None:
                 given = [k.rpartition(".")[2] for k in values if k.startswith(f"{block}.")]
                 configs.drop_foreign(changed[block], kind, block, trust, given)
     try:
-        return Trial(number, dict(values), experiment.resolve(changed, trust))
+        return Trial(number, dict(values), configs.resolve(changed, schema, trust))
     except UserError as error:
         raise UserError(f"{describe(number, values)}: {error}") from error
 
@@ -135,18 +148,21 @@ def rest_of(trial: Trial, hyper: tuple[str, ...]) -> tuple:
 
 
 def traceable(
-    trial: Trial, keys: tuple[str, ...], trust: Sequence[str], devices: Any, dataset: Dataset
+    keys: tuple[str, ...], build: Callable[[tuple[str, ...]], Experiment]
 ) -> tuple[str, ...]:
     """Returns those keys that the training step can take as arrays, by trying it abstractly.
+
+    Args:
+        keys: those to try.
+        build: some of them to the parts of a trial of one seed in which they are arrays.
 
     Raises:
         UserError: the trial's config is wrong, whether or not its numbers are arrays.
     """
 
     def fits(some: tuple[str, ...]) -> bool:
-        plan = seeds.Seeds(1, "single")
         try:
-            parts = assemble(trial.config, some, plan, (0,), trust, devices, dataset)
+            parts = build(some)
             jax.eval_shape(partial(step.train_step, parts.recipe), parts.state, parts.batch, True)
         except (TypeError, ValueError, IndexError, UserError):
             return False
@@ -154,7 +170,7 @@ def traceable(
 
     if fits(keys):
         return keys
-    experiment.assemble(trial.config, trust, devices, dataset)  # raises what is the user's mistake
+    build(())  # raises what is the user's mistake
     alone = tuple(key for key in keys if fits((key,)))
     return alone if len(alone) < 2 or fits(alone) else ()
 
@@ -179,14 +195,17 @@ def assemble(
         devices: the devices to use.
         dataset: the opened data set.
     """
+    members = Members(plan, types_of(config, hyper))
+    return experiment.assemble(with_seeds(config, values), trust, devices, dataset, members=members)
+
+
+def types_of(config: FrozenConfigDict, hyper: Sequence[str]) -> dict[str, jax.ShapeDtypeStruct]:
+    """Returns the types of config values that are arrays of a program."""
     flat = configs.flatten(config)
-    types = {
+    return {
         key: jax.ShapeDtypeStruct((), jnp.int32 if isinstance(flat[key], int) else jnp.float32)
         for key in hyper
     }
-    return experiment.assemble(
-        with_seeds(config, values), trust, devices, dataset, members=Members(plan, types)
-    )
 
 
 def with_seeds(config: FrozenConfigDict, values: tuple[int, ...]) -> FrozenConfigDict:

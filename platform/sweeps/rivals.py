@@ -2,6 +2,7 @@
 
 import re
 from collections.abc import Iterable, Mapping, Sequence
+from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
@@ -10,7 +11,8 @@ from ml_collections import FrozenConfigDict
 from lamina.platform import config as configs
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.sweeps import groups, planning, scoring, space
+from lamina.platform.sweeps import planning, scoring, space
+from lamina.platform.sweeps.engines import Engine
 from lamina.platform.sweeps.planning import Trial
 from lamina.platform.training import experiment
 from lamina.platform.training.experiment import Experiment
@@ -27,7 +29,8 @@ class Shootout(NamedTuple):
     Attributes:
         workloads: name to a block: `target` to reach, `metric` of the validation split ("" takes
             the task's), `mode` ("auto", "max", "min"), and `config`, which changes keys of this
-            config; a block in it with a `name` starts from that name's defaults.
+            config; a block in it with a `name` starts from that name's defaults. With
+            `program="incremental"` in it the workload is a stream.
         optimizers: name to a block: `config` (as above, after the workload's), and where they
             differ from those below `space`, `trials` and `studies`.
         space: of every optimizer, as `sweep.space`.
@@ -78,7 +81,7 @@ class Pair(NamedTuple):
     Attributes:
         workload: its name.
         optimizer: its name.
-        config: the resolved training config, whose seeds are the fresh ones.
+        config: the resolved config of its runs, whose seeds are the fresh ones.
         parts: of it.
         target: to reach.
         metric: that reaches it.
@@ -143,6 +146,8 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
     except UserError as error:
         yield str(error)
     for name, own in rivals.items():
+        if "program" in own.config:
+            yield f"shootout.optimizers.{name}.config.program: the program is the workload's"
         if own.trials < 1 or own.studies < 1:
             yield f"{name}: trials = {own.trials} and studies = {own.studies} should be 1 or more"
     studies = max((own.studies for own in rivals.values()), default=1)
@@ -173,53 +178,69 @@ def resolve(config: Any, trust: Any = configs.EVERYONE) -> FrozenConfigDict:
     return configs.resolve(config, SCHEMA, trust)
 
 
-def changed(config: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
+def changed(
+    config: Mapping[str, Any],
+    changes: Mapping[str, Any],
+    schema: configs.Schema = experiment.SCHEMA,
+) -> dict[str, Any]:
     """Returns a config with changes: nested blocks, of which one with a `name` replaces its kind's.
 
     Keys that every name of the kind has (such as `learning_rate` and `batch_size`) stay.
     """
     result = dict(config)
     for key, value in changes.items():
-        before, kind = result.get(key), experiment.SCHEMA.kinds.get(key)
+        before, kind = result.get(key), schema.kinds.get(key)
         if isinstance(before, Mapping) and isinstance(value, Mapping):
             if kind is not None and "name" in value:
                 shared = configs.options(kind.shared) if kind.shared is not None else {}
                 before = {k: v for k, v in before.items() if k in shared}
-            result[key] = changed(before, value) if kind is None else {**before, **value}
+            inner = changed(before, value, schema) if kind is None else {**before, **value}
+            result[key] = inner
         else:
             result[key] = value
     return result
 
 
-def training_config(
-    config: FrozenConfigDict, changes: Sequence[tuple[str, Mapping[str, Any]]], trust: Sequence[str]
+def own_config(
+    config: FrozenConfigDict,
+    changes: Sequence[tuple[str, Mapping[str, Any]]],
+    trust: Sequence[str],
+    program: str,
+    engine: Engine,
 ) -> FrozenConfigDict:
-    """Returns the training config that a shoot-out's is with some changes.
+    """Returns the config of a pair's runs, which is the shoot-out's with some changes.
 
     Args:
         config: of the shoot-out.
         changes: where each stands, for messages, and what it changes.
         trust: packages whose factories the config may name.
+        program: of the workload.
+        engine: that program, as shoot-outs see it.
 
     Raises:
         UserError: the changed config is wrong.
     """
     plain = {k: v for k, v in configs.thaw(config).items() if k != "shootout"}
-    for _, block in changes:
-        plain = changed(plain, configs.thaw(block))
+    for block in (engine.own, *(block for _, block in changes)):
+        plain = changed(plain, configs.thaw(block), engine.schema)
     try:
-        return experiment.resolve({**plain, "program": "train"}, trust)
+        return configs.resolve({**plain, "program": program}, engine.schema, trust)
     except UserError as error:
         raise UserError(f"{' and '.join(where for where, _ in changes)}: {error}") from error
 
 
 def pairs(
-    config: FrozenConfigDict, trust: Sequence[str], devices: Any, dataset: Dataset | None = None
+    config: FrozenConfigDict,
+    engines: Mapping[str, Engine],
+    trust: Sequence[str],
+    devices: Any,
+    dataset: Dataset | None = None,
 ) -> list[Pair]:
     """Returns every optimizer on every workload, with its trials, without computing anything.
 
     Args:
         config: of the shoot-out.
+        engines: by the name of the program that a workload is of.
         trust: packages whose factories the config may name.
         devices: the devices to use.
         dataset: of the config itself.
@@ -231,17 +252,23 @@ def pairs(
     opened = {repr(configs.thaw(config.data)): dataset} if dataset is not None else {}
     found = []
     for workload, block in workloads(config).items():
+        program = str(block.config.get("program", "train"))
+        if program not in engines:
+            raise UserError(
+                f"shootout.workloads.{workload}.config.program = {program!r} can't be a workload: "
+                f"one of {', '.join(sorted(engines))}"
+            )
+        engine = engines[program]
         for optimizer, own in rivals.items():
             where = (f"shootout.workloads.{workload}", f"shootout.optimizers.{optimizer}")
-            c = training_config(config, [(where[0], block.config), (where[1], own.config)], trust)
-            if not c.evaluation.every:
-                raise UserError(f"{where[0]}: evaluation.every = 0 can't tell when a target is met")
+            changes = [(where[0], block.config), (where[1], own.config)]
+            c = own_config(config, changes, trust, program, engine)
             data = repr(configs.thaw(c.data))
             if data not in opened:
                 opened[data] = experiment.open_dataset(c.data, trust)
             try:
-                parts = experiment.assemble(c, trust, devices, opened[data])
-                choose = groups.selection(parts, f"{where[0]}.metric")
+                parts = engine.assemble(c, trust, devices, opened[data])
+                choose = engine.select(parts, f"{where[0]}.metric")
                 metric, mode = choose(block.metric, block.mode)
             except UserError as error:
                 raise UserError(f"{workload}, {optimizer}: {error}") from error
@@ -253,8 +280,14 @@ def pairs(
             for study in range(own.studies):
                 seeded = planning.with_seeds(c, (s.tuning_seed + study,))
                 numbers = range(study * own.trials, (study + 1) * own.trials)
-                own_trials = [planning.make_trial(i, points[i], seeded, trust) for i in numbers]
-                studies.append(tuple(own_trials))
+                make = partial(
+                    planning.make_trial,
+                    config=seeded,
+                    trust=trust,
+                    schema=engine.schema,
+                    program=program,
+                )
+                studies.append(tuple(make(i, points[i]) for i in numbers))
             found.append(
                 Pair(workload, optimizer, c, parts, block.target, metric, mode, tuple(studies))
             )

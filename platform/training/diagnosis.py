@@ -30,9 +30,10 @@ def explain(parts: Experiment, loaded: Loaded, store: Store, seed: int, bad_step
         seed: the value of the seed that diverged.
         bad_step: the step whose loss was not finite.
 
-    With several processes, which each have a part of the batch, it says no more than that.
+    With several processes, which each have a part of the batch, and of a stream, whose batches are
+    not the feed's, it says no more than that.
     """
-    if jax.process_count() > 1:
+    if jax.process_count() > 1 or parts.recipe.space is not None:
         return f"seed {seed}: the loss of step {bad_step} is not finite"
     feed = initial.open_feed(parts)
     with contextlib.ExitStack() as stack:

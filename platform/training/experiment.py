@@ -120,11 +120,11 @@ class Members(NamedTuple):
     """Trials of several seeds that are run like seeds, with hyper-parameters of their own.
 
     Attributes:
-        seeds: how they are run.
+        seeds: how they are run; None: as the seeds of any run.
         hyper: config key to the value's type, as `jax.ShapeDtypeStruct`s of shape [].
     """
 
-    seeds: seeds.Seeds
+    seeds: seeds.Seeds | None
     hyper: Mapping[str, jax.ShapeDtypeStruct]
 
 
@@ -185,7 +185,7 @@ def assemble(
         devices: the devices to use; default: all.
         dataset: default: opened as the config says.
         stream: of an incremental run.
-        members: of a sweep, which take the place of the seeds; `config.seeds` has a value for each.
+        members: trials, which may take the place of the seeds; `config.seeds` has a value for each.
 
     Raises:
         UserError: the parts don't fit each other, the data or the devices.
@@ -267,12 +267,13 @@ def _assemble(
             changed = changed._replace(task=configs.build(own.task, kind, "task", trust, spec))
         return changed._replace(averaging=optimizing.averaging(own))
 
-    if members is None:
+    plan = members.seeds if members else None
+    if members is not None:
+        recipe = recipe._replace(rebuild=rebuild)
+    if plan is None:
         per_seed = stream.per_seed if stream else c.data.order == "per_seed"
         platform = mesh.devices.flat[0].platform
         plan = seeds.plan(len(c.seeds), platform, mesh.shape["seed"], per_seed)
-    else:
-        recipe, plan = recipe._replace(rebuild=rebuild), members.seeds
     hyper = members.hyper if members else {}
     one = jax.eval_shape(
         lambda hyper: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}, hyper), hyper

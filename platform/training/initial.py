@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from lamina.platform import config as configs
 from lamina.platform.data import feed as feeds
 from lamina.platform.training import compiled
 from lamina.platform.training.experiment import Experiment
@@ -17,13 +18,18 @@ from lamina.sharding import rules as partition_rules
 def create(parts: Experiment, loaded: Loaded) -> TrainState:
     """Returns the state before the first step, made already sharded.
 
+    Hyper-parameters that the state holds are those of the config.
+
     Args:
         parts: the run's parts.
         loaded: what isn't drawn.
     """
+    held = parts.state.hyper
+    flat = configs.flatten(parts.config) if held else {}
+    hyper = {key: np.full(leaf.shape, flat[key], leaf.dtype) for key, leaf in held.items()}
     values = jnp.asarray(compiled.seed_values(parts))
     params, model_state = loaded.take()
-    return compiled.initialiser(parts)(values, (dict(params), dict(model_state)), {})
+    return compiled.initialiser(parts)(values, (dict(params), dict(model_state)), hyper)
 
 
 def open_feed(parts: Experiment) -> feeds.Feed:

@@ -179,4 +179,5 @@ class Recorder:
                 self.say(f"seed {seed}: the loss of step {bad} is not finite")
         if len(self.diverged) == len(seeds):
             seed, bad = min(self.diverged.items(), key=lambda item: item[1])
-            raise DivergedError(diagnosis.explain(self.parts, self.loaded, self.store, seed, bad))
+            text = diagnosis.explain(self.parts, self.loaded, self.store, seed, bad)
+            raise DivergedError(text, dict(self.diverged))

@@ -15,7 +15,7 @@ VARIANTS = {
     "imagenet_vit": ("", "tiny"),
     "c4_transformer": ("", "tiny", "8b"),
     "cifar10": ("", "synthetic"),
-    "optimizers/shootout": ("quick", "targets"),
+    "optimizers/shootout": ("quick", "targets", "stream"),
 }
 REFERENCES = [
     f"{name}:{variant}" if variant else name
