@@ -131,7 +131,9 @@ def _default(option: configs.Option) -> str:
 
 
 def _shown(value: Any) -> str:
-    return "dict()" if isinstance(value, Mapping) else repr(value)
+    if not isinstance(value, Mapping):
+        return repr(value)
+    return f"dict({', '.join(f'{key}={_shown(inner)}' for key, inner in value.items())})"
 
 
 def _type(wanted: Any) -> str:

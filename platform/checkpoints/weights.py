@@ -5,6 +5,7 @@ in which file each tensor is; and often `config.json`. All of it is somebody's d
 """
 
 import json
+from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 from etils import epath
@@ -17,6 +18,7 @@ from lamina.platform.errors import UserError
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
+_STATE = "model_state/"
 _PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
@@ -62,6 +64,16 @@ def open_weights(path: epath.PathLike) -> Weights:
     name = _only_file(source)
     file = safetensors.File(source / name)
     return Weights(file.tensors, file.metadata, config)
+
+
+def divided(tensors: Mapping[str, Tensor]) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Returns parameters, and other state (batch statistics) without `model_state/` before it."""
+    state = {
+        name.removeprefix(_STATE): tensor
+        for name, tensor in tensors.items()
+        if name.startswith(_STATE)
+    }
+    return {n: t for n, t in tensors.items() if not n.startswith(_STATE)}, state
 
 
 def _only_file(folder: epath.Path) -> str:

@@ -10,10 +10,10 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamina.platform import config as configs
-from lamina.platform.errors import InterruptedRun, UserError
+from lamina.platform.errors import InterruptedRun
 from lamina.platform.merging import statistics
 from lamina.platform.merging.mergers import Merger
-from lamina.platform.multitask import cells, models
+from lamina.platform.multitask import cells, models, rounds
 from lamina.platform.multitask.cells import Cell
 from lamina.platform.reporting import storage
 from lamina.platform.training.experiment import Experiment
@@ -26,18 +26,6 @@ LINEAR_IN_SCALE = ("dare", "dare_l1", "iso_c", "task_arithmetic", "ties", "ties_
 once. It differs from merging each by a rounding."""
 
 
-class Paths(NamedTuple):
-    """Where the trained models are.
-
-    Attributes:
-        base: the run (or file) that fine-tuning began with.
-        tasks: task to its run.
-    """
-
-    base: str
-    tasks: Mapping[str, str]
-
-
 class Given(NamedTuple):
     """What is the same for all seeds.
 
@@ -47,7 +35,7 @@ class Given(NamedTuple):
         trust: packages whose factories the runs' configs may name.
         merge: the config's block.
         tasks: task to the parts with which its model is evaluated.
-        paths: where the trained models are.
+        paths: seed to where its trained models are.
         learning: the losses of learned merges.
         merger: a point's items to its merger; one that is kept is compiled once.
         metric: by which models are compared.
@@ -59,7 +47,7 @@ class Given(NamedTuple):
     trust: Sequence[str]
     merge: Any
     tasks: Mapping[str, Experiment]
-    paths: Paths
+    paths: Mapping[int, rounds.Paths]
     learning: models.Learning
     merger: Callable[[tuple[tuple[str, Any], ...]], Merger]
     metric: str
@@ -95,25 +83,17 @@ class Bench:
         self._unscaled: tuple[dict[str, Any], models.Flat] | None = None
 
     @functools.cached_property
-    def _models(self) -> tuple[dict[str, models.Weights], models.Flat]:
-        """The models by task, and the body of the base."""
-        own, trust, paths = self._given.merge.own, self._given.trust, self._given.paths
-        found = {
-            name: models.read(path, own, self._seed, trust) for name, path in paths.tasks.items()
-        }
-        base = models.read_base(paths.base, own, trust)
-        models.check_fit({**found, "the base": base})
-        if not base.body:
-            raise UserError(f"merge.own = {own} leaves no parameter to merge")
-        return found, base.body
+    def _models(self) -> rounds.Models:
+        given = self._given
+        return rounds.read(given.paths[self._seed], given.merge.own, self._seed, given.trust)
 
     def reference(self, name: str) -> Cell:
         """Returns the cell of the models as they were trained, or of the base with their heads."""
 
         def compute() -> Cell:
-            found, base = self._models
+            body, _, found = self._models
             if name == "pretrained":
-                found = {task: weights._replace(body=base) for task, weights in found.items()}
+                found = {task: weights._replace(body=body) for task, weights in found.items()}
             return Cell(self._score(found, ("validation", "test")))
 
         return self._cell(name, "reference", {}, compute)
@@ -129,7 +109,7 @@ class Bench:
         return self._cell(name, "chosen", point, compute)
 
     def _merged(self, point: Mapping[str, Any], splits: Sequence[str]) -> Cell:
-        found, base = self._models
+        _, base, found = self._models
         merger = self._given.merger(tuple(sorted(unscaled(point).items())))
         m, tasks = self._given.merge, list(found)
         given: dict[str, Any] = {}
@@ -176,7 +156,7 @@ class Bench:
         Tasks that are one and the same, as the candidates of a soup are, are evaluated once. Batch
         statistics are the mean of all models'.
         """
-        found, _ = self._models
+        found = self._models.tasks
         state = models.average_states([weights.state for weights in found.values()])
         known: dict[Any, float] = {}
         scores = []
@@ -194,7 +174,7 @@ class Bench:
         """Returns the statistics of all tasks' models, from their files where there are some."""
         if kind not in self._statistics:
             m, made = self._given.merge, []
-            for number, (name, weights) in enumerate(self._models[0].items()):
+            for number, (name, weights) in enumerate(self._models.tasks.items()):
                 file = f"{name}_seed{self._seed}.safetensors"
                 path = storage.as_path(self._given.workdir) / STATISTICS / kind / file
                 if not path.exists():

@@ -63,8 +63,10 @@ def read_base(path: str, own: Sequence[str], trust: Sequence[str]) -> Weights:
     """Reads the parameters of a run (of its first seed) or of a safetensors file."""
     if not weights_files.is_weights(path):
         return read(path, own, None, trust)
-    tensors = exchange.import_tensors(path, finite=True).arrays
-    return split({name: jnp.asarray(np.asarray(t)) for name, t in tensors.items()}, own)
+    params, state = weights_files.divided(exchange.import_tensors(path, finite=True).arrays)
+    array = lambda tensor: jnp.asarray(np.asarray(tensor))
+    flat = {name: array(tensor) for name, tensor in params.items()}
+    return split(flat, own, names.nest({name: array(tensor) for name, tensor in state.items()}))
 
 
 def metric_names(parts: Experiment) -> list[str]:

@@ -36,6 +36,9 @@ class Merge(NamedTuple):
             keeps its own.
         methods: name to a block with the merger's `name` and keys; a tuple in the place of a
             number is a grid, of which the point that is best on validation is taken.
+        rounds: of fine-tuning, each as long as `finetune` says, and each but the first from the
+            merge of the one before (ATM); the methods merge the models of the last.
+        between: the merger between two rounds, a block with `name` and keys; one without data.
         metric: by which points are chosen and models compared; "" takes the first task's.
         examples: training examples of each task for Fishers and Gram matrices.
         fisher: where the labels of the Fisher information come from.
@@ -49,6 +52,8 @@ class Merge(NamedTuple):
     finetune: Mapping[str, Any] = _EMPTY
     base: str = ""
     own: tuple[str, ...] = ("^head/",)
+    rounds: int = 1
+    between: Mapping[str, Any] = MappingProxyType({"name": "linear"})
     metric: str = ""
     examples: int = 256
     fisher: Literal["sampled", "empirical", "exact"] = "sampled"
@@ -77,24 +82,54 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
             re.compile(pattern)
         except re.error as error:
             yield f"merge.own: {pattern!r} is no regular expression: {error}"
-    for key, least in (("examples", 1), ("steps", 1), ("batch_size", 1)):
-        if m[key] < least:
-            yield f"merge.{key} = {m[key]} should be at least {least}"
+    for key in ("rounds", "examples", "steps", "batch_size"):
+        if m[key] < 1:
+            yield f"merge.{key} = {m[key]} should be at least 1"
     if c.early_stopping.metric:
         yield "early_stopping isn't for merged models: their runs have one length"
+    given = [name for name, block in m.tasks.items() if "run" in block]
+    if m.rounds > 1 and given:
+        yield (
+            f"merge.rounds = {m.rounds} fine-tunes every task again, but merge.tasks.{given[0]} is "
+            "a run that is there: give what the task changes in this config"
+        )
     for name, block in m.methods.items():
         try:
-            for point in points(block):
-                made = bind(point)
-                if isinstance(made, Method):
-                    made.weights(len(m.tasks), None)
-                elif made.needs == "spec":
-                    raise UserError(
-                        f"{point['name']} is for models that were trained apart (program rebasin, "
-                        "lamina merge --align): these have a common base"
-                    )
+            _bind_all(block, len(m.tasks))
         except (UserError, ValueError) as error:
             yield f"merge.methods.{name}: {error}"
+    try:
+        found = _bind_all(m.between, len(m.tasks))
+        if len(found) > 1:
+            raise UserError("a grid has no place between two rounds: give each key one value")
+        if getattr(found[0], "needs", ""):
+            raise UserError(
+                f"{m.between['name']} needs data, or trains: between two rounds give a merger that "
+                "does without, such as linear, task_arithmetic or ties"
+            )
+    except (UserError, ValueError) as error:
+        yield f"merge.between: {error}"
+
+
+def _bind_all(block: Mapping[str, Any], count: int) -> list[Any]:
+    """Returns what `bind` makes of all points of a block, having checked them for `count` models.
+
+    Raises:
+        UserError: there is no such method, or it isn't for fine-tuned models.
+        ValueError: it doesn't take so many models.
+    """
+    found = [bind(point) for point in points(block)]
+    if not found:
+        raise UserError("a grid without a point: give every key a value or more")
+    for made in found:
+        if isinstance(made, Method):
+            made.weights(count, None)
+        elif made.needs == "spec":
+            raise UserError(
+                f"{block['name']} is for models that were trained apart (program rebasin, lamina "
+                "merge --align): these have a common base"
+            )
+    return found
 
 
 SCHEMA = experiment.SCHEMA._replace(

@@ -1,10 +1,10 @@
 """The program `merge`: trains models of several tasks, merges them by many methods, and compares.
 
-The stages: train the base (or take one), fine-tune it for each task (or take runs), then for each
-method and seed merge, choose the grid's point on validation, and score that on test. Training
-stages are runs in sub-folders; every merge that was scored is a cell, a small file. What is there
-isn't done again, so that a run that was killed goes on in the stage or the cell that it was in,
-with the same numbers.
+The stages: train the base (or take one), fine-tune it for each task (or take runs), maybe in
+rounds, each from the merge of the one before; then for each method and seed merge, choose the
+grid's point on validation, and score that on test. Training stages are runs in sub-folders; every
+merge that was scored is a cell, a small file. What is there isn't done again, so that a run that
+was killed goes on in the stage or the cell that it was in, with the same numbers.
 """
 
 import functools
@@ -23,7 +23,8 @@ from lamina.platform import config as configs
 from lamina.platform import merging
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.multitask import bench, cells, models, results, settings
+from lamina.platform.merging.mergers import Merger
+from lamina.platform.multitask import bench, cells, models, results, rounds, settings
 from lamina.platform.multitask.cells import Cell
 from lamina.platform.programs import stage
 from lamina.platform.programs.context import Context, Outcome
@@ -89,6 +90,11 @@ def prepare(
             for split in ("validation", "test"):
                 if split not in tasks[name].dataset.splits:
                     raise UserError(f"its data set has no {split} split")
+            if config.merge.rounds > 1 and tasks[name].mesh.shape["seed"] > 1:
+                raise UserError(
+                    f"merge.rounds = {config.merge.rounds} trains one seed after the other, each "
+                    "from its own merge: mesh.seed should be 1"
+                )
         except UserError as error:
             raise UserError(f"merge.tasks.{name}: {error}") from error
     first = next(iter(tasks.values()))
@@ -145,6 +151,11 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
             lines.append(f"task {name}: the run {given}")
         else:
             lines.append(f"task {name}: {task.steps} steps, {seeds} seeds ({TASKS}/{name}/)")
+    if m.rounds > 1:
+        lines.append(
+            f"rounds 2 to {m.rounds}: every task and seed again, from the {m.between['name']} of "
+            f"the round before ({rounds.FOLDER}/ROUND/TASK_seedSEED/)"
+        )
     for name, block in m.methods.items():
         points = settings.points(block)
         needs = getattr(settings.bind(points[0]), "needs", "")
@@ -213,7 +224,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
     result |= {
         "metric": prepared.metric,
         "tasks": list(prepared.tasks),
-        "steps": sum(parts.steps for parts in prepared.tasks.values()),
+        "steps": prepared.config.merge.rounds * sum(p.steps for p in prepared.tasks.values()),
         "peak_memory_bytes": peak * (1 if sys.platform == "darwin" else 1024),
         "seconds": time.monotonic() - begin,
         "phases": {"train": trained, "merge": time.monotonic() - begin - trained},
@@ -221,8 +232,12 @@ def run(prepared: Prepared, context: Context) -> Outcome:
     return Outcome(storage.plain(result))
 
 
-def train_stages(prepared: Prepared, context: Context) -> bench.Paths:
-    """Runs the training stages that aren't done, one after the other."""
+def train_stages(prepared: Prepared, context: Context) -> dict[int, rounds.Paths]:
+    """Runs the training stages that aren't done, one after the other.
+
+    Returns:
+        Seed to where its models are.
+    """
     base = prepared.config.merge.base
     if prepared.pretraining is not None:
         base = stage.folder_of(context.workdir, settings.PRETRAINING)
@@ -240,7 +255,52 @@ def train_stages(prepared: Prepared, context: Context) -> bench.Paths:
         config.init_from = base
         own = FrozenConfigDict(config)
         stage.run(own, context._replace(workdir=found[name]), prepared.devices)
-    return bench.Paths(base, found)
+    paths = dict.fromkeys(prepared.config.seeds, rounds.Paths(base, base, found))
+    between = merging.create(**configs.thaw(prepared.config.merge.between))
+    for number in range(2, prepared.config.merge.rounds + 1):
+        for seed, before in paths.items():
+            paths[seed] = train_round(prepared, context, before, between, number, seed)
+    return paths
+
+
+def train_round(
+    prepared: Prepared,
+    context: Context,
+    before: rounds.Paths,
+    between: Merger,
+    number: int,
+    seed: int,
+) -> rounds.Paths:
+    """Fine-tunes all tasks from the merge of the round before, unless that is done.
+
+    Args:
+        prepared: the parts.
+        context: the run folder and what else a program is given.
+        before: where the seed's models of the round before are.
+        between: merges them.
+        number: of the round, from 2.
+        seed: whose models.
+
+    Returns:
+        Where the models are now.
+    """
+    root = stage.folder_of(context.workdir, rounds.FOLDER, str(number))
+    runs = {name: stage.folder_of(root, f"{name}_seed{seed}") for name in prepared.tasks}
+    begins = {name: f"{run}.safetensors" for name, run in runs.items()}
+    missing = [name for name in runs if not storage.as_path(begins[name]).exists()]
+    if missing:
+        found = rounds.read(before, prepared.config.merge.own, seed, prepared.trust)
+        axes = models.axes_of(next(iter(prepared.tasks.values())), found.base)
+        starts = rounds.starts(found, between, axes)
+        for name in missing:
+            facts = {"task": name, "round": str(number), "seed": str(seed)}
+            rounds.write(begins[name], starts[name], facts)
+    for name, given in prepared.finetunings.items():
+        if not stage.is_done(runs[name]):
+            context.say(f"stage: round {number}, the task {name}, seed {seed}")
+        config = rounds.fine_tuning(given, begins[name], number, seed)
+        stage.run(config, context._replace(workdir=runs[name]), prepared.devices)
+    return rounds.Paths(before.pretrained, next(iter(begins.values())), runs)
 
 
 def choose(prepared: Prepared, tried: Sequence[Sequence[Cell]]) -> int:

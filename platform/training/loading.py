@@ -5,6 +5,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.sharding import NamedSharding, Sharding
 from jax.sharding import PartitionSpec as P
 from ml_collections import FrozenConfigDict
@@ -56,7 +57,7 @@ def load(
     """Returns what `init_from` and `init_from_rules` of the config give.
 
     Of a run with several seeds the first is taken. Batch statistics and the like come along where
-    they fit.
+    they fit, from a run or from what `lamina export` or a merge of tasks wrote.
 
     Args:
         config: resolved.
@@ -83,12 +84,14 @@ def _read(
 ) -> tuple[str, Values, Values]:
     """(report, parameters, other state)."""
     source = config.init_from
-    state: Mapping[str, Any] = {}
+    params: Any
+    state: Mapping[str, Any]
     elsewhere = weights.is_weights(source)
     rules = config.init_from_rules
     try:
         if elsewhere:
-            params: Any = _weights(config, model, source)
+            params, tensors = weights.divided(_weights(config, model, source))
+            state = {path: np.asarray(tensor) for path, tensor in tensors.items()}
         else:
             allowed = _trusted_in_source(config, trust)
             found = trained.read(source, trust=allowed, shardings=_spread(sharding))
@@ -104,6 +107,7 @@ def _read(
         loaded = {path: values[path] for path in done.loaded}
         if elsewhere:
             _check_finite(loaded, done.loaded)
+            _check_finite(state, {path: f"model_state/{path}" for path in state})
     except UserError as error:
         raise UserError(f"init_from = {source!r}: {error}") from error
     wanted = names.flatten(_abstract(model.model_state, sharding))
@@ -152,7 +156,7 @@ def _weights(config: FrozenConfigDict, model: FunctionalModel, source: str) -> M
     return layouts.to_ours(layout, found.tensors, targets)
 
 
-def _check_finite(loaded: Values, sources: Mapping[str, str]) -> None:
+def _check_finite(loaded: Mapping[str, Any], sources: Mapping[str, str]) -> None:
     bad = [path for path, value in loaded.items() if not bool(_all_finite(value))]
     if bad:
         where = ", ".join(sources[path] for path in bad[:5])
