@@ -4,7 +4,10 @@ ATM (Zhou et al. 2024, arXiv 2411.03055) divides the steps of every fine-tuning 
 starts each round from the mean of the models of the one before: models that are merged often stay
 near to each other. A small MLP is trained on digits, and fine-tuned for 400 steps in all on turned,
 upside-down, negative, and both turned and negative ones; bodies are merged, heads are kept.
-`docs/merging.md` has what comes of it with 1, 2, 4 and 8 rounds. A minute of CPU time at most.
+A minute of CPU time; with 8 rounds, two.
+
+Measured: a mean test accuracy of 22.6% for the average after one round, 53.0% after four with the
+same number of steps; of task arithmetic at its best scale 27.4% and 57.6%.
 
     lamina run --config=merging/alternating:4 --workdir=runs/alternating_4
     lamina run --config=merging/alternating:1 --workdir=runs/alternating_1
