@@ -153,8 +153,8 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
             lines.append(f"task {name}: {task.steps} steps, {seeds} seeds ({TASKS}/{name}/)")
     if m.rounds > 1:
         lines.append(
-            f"rounds 2 to {m.rounds}: every task and seed again, from the {m.between['name']} of "
-            f"the round before ({rounds.FOLDER}/ROUND/TASK_seedSEED/)"
+            f"rounds 2 to {m.rounds}: every task and seed again, from the round before merged by "
+            f"{m.between['name']} ({rounds.FOLDER}/ROUND/TASK_seedSEED/)"
         )
     for name, block in m.methods.items():
         points = settings.points(block)

@@ -198,5 +198,5 @@ def test_check_lists_the_rounds(tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config_of(rounds=3)))
     assert cli.main(["check", f"--config={path}", "--compile=false"]) == 0
-    line = "rounds 2 to 3: every task and seed again, from the task_arithmetic of the round before"
-    assert f"{line} (rounds/ROUND/TASK_seedSEED/)" in capsys.readouterr().out
+    line = "rounds 2 to 3: every task and seed again, from the round before merged by"
+    assert f"{line} task_arithmetic (rounds/ROUND/TASK_seedSEED/)" in capsys.readouterr().out
