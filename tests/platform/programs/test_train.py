@@ -131,10 +131,7 @@ def test_chunks_of_any_length_give_the_same_losses(train, digits):
         pytest.param({"accumulation": 4}, marks=pytest.mark.slow),
         {"data__placement": "grain"},
         pytest.param({"checkpoint__every": 15, "log_every": 10}, marks=pytest.mark.slow),
-        pytest.param(
-            {"optimizer": {"name": "schedule_free_adamw", "learning_rate": 1e-3}},
-            marks=pytest.mark.slow,
-        ),
+        {"optimizer": {"name": "schedule_free_adamw", "learning_rate": 1e-3}},
     ],
     ids=["plain", "seeds", "ema", "accumulation", "grain", "between_records", "schedule_free"],
 )
