@@ -3,7 +3,7 @@
 import inspect
 import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -63,10 +63,19 @@ def flatten(config: ConfigDict | FrozenConfigDict | Mapping, prefix: str = "") -
     return flat
 
 
-def difference(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
-    """Returns dotted key to (old, new) where two configs differ; an absent value is `MISSING`."""
+def difference(
+    old: Mapping, new: Mapping, free: Collection[str] = ()
+) -> dict[str, tuple[Any, Any]]:
+    """Returns dotted key to (old, new) where two configs differ; an absent value is `MISSING`.
+
+    Args:
+        old: a config.
+        new: another one.
+        free: keys and blocks whose differences don't count.
+    """
     a, b = flatten(old), flatten(new)
-    keys = sorted(a.keys() | b.keys())
+    inside = lambda key: any(key == name or key.startswith(f"{name}.") for name in free)
+    keys = sorted(key for key in a.keys() | b.keys() if not inside(key))
     pairs = {k: (a.get(k, MISSING), b.get(k, MISSING)) for k in keys}
     return {k: (x, y) for k, (x, y) in pairs.items() if x is MISSING or y is MISSING or x != y}
 

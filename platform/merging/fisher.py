@@ -67,9 +67,7 @@ def diagonal(
         chosen = lambda p: jnp.take_along_axis(log_p(p, example), label[..., None], -1).sum()
         return jax.tree.map(lambda g: g * g, jax.grad(chosen)(params))
 
-    size = max(d for d in range(1, min(AT_ONCE, number) + 1) if number % d == 0)
-    rows = (examples, labels, jnp.arange(number, dtype=jnp.uint32))
-    chunks = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)
+    chunks = chunked((examples, labels, jnp.arange(number, dtype=jnp.uint32)), AT_ONCE)
 
     def add(total: Tree, chunk: Any) -> tuple[Tree, None]:
         each = jax.vmap(squares)(*chunk)
@@ -77,6 +75,13 @@ def diagonal(
 
     total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
     return jax.tree.map(lambda t: t / number, total)
+
+
+def chunked(rows: Tree, most: int) -> Tree:
+    """Returns arrays `[N, ...]` as `[N / n, n, ...]`, with the largest n up to `most`."""
+    number = len(jax.tree.leaves(rows)[0])
+    size = max(d for d in range(1, min(most, number) + 1) if number % d == 0)
+    return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)
 
 
 def merger(floor: float, normalize: bool) -> Merger:

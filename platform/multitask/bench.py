@@ -10,7 +10,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from lamina.platform import config as configs
-from lamina.platform.errors import InterruptedRun
 from lamina.platform.merging import statistics
 from lamina.platform.merging.mergers import Merger
 from lamina.platform.multitask import cells, models, rounds
@@ -203,11 +202,7 @@ class Bench:
         known = cells.read(path, point)
         if known is not None:
             return known
-        if self._given.stop.agreed(0):
-            raise InterruptedRun(
-                f"stopped by {self._given.stop.signal} before {name}, seed {self._seed}: the "
-                "same command resumes"
-            )
+        self._given.stop.before(f"{name}, seed {self._seed}")
         cell = compute()
         cells.write(path, point, cell)
         return cell

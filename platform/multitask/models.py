@@ -16,17 +16,18 @@ from lamina.models import placement
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import exchange, names
 from lamina.platform.checkpoints import weights as weights_files
+from lamina.platform.data import batches, order
 from lamina.platform.data import feed as feeds
-from lamina.platform.data import order
-from lamina.platform.data.dataset import Held, Source
 from lamina.platform.errors import UserError
 from lamina.platform.merging import fisher, grams, learned
-from lamina.platform.training import evaluation_step, trained
+from lamina.platform.training import evaluation, evaluation_step, layout, trained
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.step import Recipe
 from lamina.platform.training.tasks import Task
 
 Flat = dict[str, jax.Array]
+ROWS_AT_ONCE = 64
+"""Examples of one forward pass whose Gram matrices are summed."""
 
 
 class Weights(NamedTuple):
@@ -71,14 +72,8 @@ def read_base(path: str, own: Sequence[str], trust: Sequence[str]) -> Weights:
 
 def metric_names(parts: Experiment) -> list[str]:
     """Returns the names of the metrics of a task, without computing anything."""
-    recipe = parts.recipe
-
-    def one(batch: Any) -> Any:
-        params, state = recipe.model.init(jax.random.key(0))
-        return evaluation_step.evaluate_batch(recipe, params, state, batch)
-
-    means = dict.fromkeys(jax.eval_shape(one, parts.batch), 1.0)
-    return list(recipe.task.finish(means, parts.dataset.bytes_per_token.get("validation")))
+    bytes_per_token = parts.dataset.bytes_per_token.get("validation")
+    return list(evaluation.finished(parts, evaluation.abstract_sums(parts), bytes_per_token))
 
 
 def split(flat: Mapping[str, jax.Array], own: Sequence[str], state: Any = None) -> Weights:
@@ -108,16 +103,7 @@ def check_fit(bodies: Mapping[str, Weights]) -> None:
 
 def axes_of(parts: Experiment, body: Flat) -> Any:
     """Returns the logical axes of the merged part, as a tree of its paths."""
-    found: dict[str, tuple[str | None, ...]] = {}
-
-    def walk(tree: Any, prefix: str) -> None:
-        for key, value in tree.items():
-            if isinstance(value, dict):
-                walk(value, f"{prefix}{key}/")
-            else:
-                found[f"{prefix}{key}"] = value
-
-    walk(parts.recipe.model.axes, "")
+    found = layout.flat(parts.recipe.model.axes)
     return names.nest({path: found[path] for path in body})
 
 
@@ -175,17 +161,8 @@ def evaluate(parts: Experiment, split_name: str, weights: Weights) -> dict[str, 
             totals = sums if totals is None else jax.tree.map(jnp.add, totals, sums)
     finally:
         feed.close()
-    sums = jax.device_get(totals)
-    means = {name: float(total) / float(weight) for name, (total, weight) in sums.items()}
-    return parts.recipe.task.finish(means, parts.dataset.bytes_per_token.get(split_name))
-
-
-def examples(source: Source, chosen: np.ndarray) -> dict[str, np.ndarray]:
-    """Returns some examples of a split, stacked."""
-    if isinstance(source, Held):
-        return dict(source.gather(source.arrays, chosen))
-    rows = source.__getitems__(chosen.tolist())
-    return {name: np.stack([row[name] for row in rows]) for name in rows[0]}
+    bytes_per_token = parts.dataset.bytes_per_token.get(split_name)
+    return evaluation.finished(parts, jax.device_get(totals), bytes_per_token)
 
 
 def statistics_of(
@@ -206,7 +183,7 @@ def statistics_of(
     """
     source = parts.dataset.splits["train"]
     chosen = order.permutation(len(source), seed, 0)[: min(number, len(source))]
-    batch = feeds.normalise(jax.tree.map(jnp.asarray, examples(source, chosen)))
+    batch = feeds.normalise(jax.tree.map(jnp.asarray, batches.fetch(source, chosen)))
     key = jax.random.key(seed)
     return _gather(_Static(parts), weights, batch, key, kind, labels)
 
@@ -227,10 +204,7 @@ def _gather(
     if kind == "fishers":
         targets = batch["labels"]
         return fisher.diagonal(logits, body, batch, targets, key, kind=labels)
-    number = len(batch["labels"])
-    size = max(d for d in range(1, min(64, number) + 1) if number % d == 0)
-    rows = jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), batch)
-    return grams.collect(logits, body, rows)
+    return grams.collect(logits, body, fisher.chunked(batch, ROWS_AT_ONCE))
 
 
 class Learning:
@@ -256,7 +230,7 @@ class Learning:
             for name in group:
                 source = self._tasks[name].dataset.splits[split_name]
                 chosen = order.indices(len(source), seed, 0, steps * size)
-                taken = examples(source, chosen)
+                taken = batches.fetch(source, chosen)
                 if not labels:
                     taken.pop("labels")
                 rows.append({k: v.reshape(steps, size, *v.shape[1:]) for k, v in taken.items()})

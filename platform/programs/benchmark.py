@@ -18,7 +18,7 @@ from ml_collections import FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.data.dataset import Dataset
-from lamina.platform.errors import InterruptedRun, UserError
+from lamina.platform.errors import UserError
 from lamina.platform.incremental import metrics
 from lamina.platform.incremental.stream import Shared
 from lamina.platform.programs import incremental, stage
@@ -185,11 +185,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
     for number, cell in enumerate(prepared.cells):
         root = os.path.join(context.workdir, cell.place)
         if not stage.is_done(root):
-            if context.stop.agreed(number):
-                raise InterruptedRun(
-                    f"stopped by {context.stop.signal or 'another process'} before {cell.place}: "
-                    "the same command resumes"
-                )
+            context.stop.before(cell.place, number)
             context.say(f"{cell.place} ({number + 1} of {len(prepared.cells)})")
             build = lambda config, trust, devices, fresh: incremental.prepare(
                 config, trust, devices, fresh, prepared.dataset

@@ -184,11 +184,7 @@ def prepare(
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns the differences between a run's config and a new one with which it can't go on."""
-    differences = {
-        key: values
-        for key, values in configs.difference(old, new).items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
-    }
+    differences = configs.difference(old, new, FREE)
     differences.pop("islands.number", None)
     seeds = differences.get("seeds")
     if seeds is not None and isinstance(seeds[0], tuple) and set(seeds[0]) < set(seeds[1]):

@@ -91,11 +91,7 @@ def prepare(
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns the differences that matter: all but those that don't change what is computed."""
-    return {
-        key: values
-        for key, values in configs.difference(old, new).items()
-        if not any(key == free or key.startswith(f"{free}.") for free in train.FREE)
-    }
+    return configs.difference(old, new, train.FREE)
 
 
 def find(prepared: train.Prepared, context: Context) -> Outcome:

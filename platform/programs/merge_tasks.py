@@ -30,6 +30,7 @@ from lamina.platform.programs import stage
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, storage
 from lamina.platform.training import compiled, experiment
+from lamina.platform.training import settings as training_settings
 from lamina.platform.training.experiment import Experiment
 
 FREE = ("trackers", "tracker_options", "data.workers", "data.placement")
@@ -102,7 +103,7 @@ def prepare(
     metric, mode = first.recipe.task.select
     if config.merge.metric:
         metric = config.merge.metric
-        mode = "min" if "loss" in metric or "perplexity" in metric else "max"
+        mode = training_settings.better(metric, "auto")
     for name, task in tasks.items():
         measured = models.metric_names(task)
         if metric not in measured:
@@ -127,13 +128,7 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
 
     Methods may be added, taken away and changed: their cells are computed anew.
     """
-    differences = configs.difference(old, new)
-    free = lambda key: any(key == name or key.startswith(f"{name}.") for name in FREE)
-    return {
-        key: values
-        for key, values in differences.items()
-        if not free(key) and not key.startswith("merge.methods")
-    }
+    return configs.difference(old, new, (*FREE, "merge.methods"))
 
 
 def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -> list[str]:
@@ -240,7 +235,7 @@ def train_stages(prepared: Prepared, context: Context) -> dict[int, rounds.Paths
     """
     base = prepared.config.merge.base
     if prepared.pretraining is not None:
-        base = stage.folder_of(context.workdir, settings.PRETRAINING)
+        base = os.path.join(context.workdir, settings.PRETRAINING)
         context.say("stage: the base")
         stage.run(prepared.pretraining, context._replace(workdir=base), prepared.devices)
     found = {}
@@ -248,7 +243,7 @@ def train_stages(prepared: Prepared, context: Context) -> dict[int, rounds.Paths
         if isinstance(given, str):
             found[name] = given
             continue
-        found[name] = stage.folder_of(context.workdir, TASKS, name)
+        found[name] = os.path.join(context.workdir, TASKS, name)
         if not stage.is_done(found[name]):
             context.say(f"stage: the task {name}")
         config = ConfigDict(configs.thaw(given))
@@ -284,8 +279,8 @@ def train_round(
     Returns:
         Where the models are now.
     """
-    root = stage.folder_of(context.workdir, rounds.FOLDER, str(number))
-    runs = {name: stage.folder_of(root, f"{name}_seed{seed}") for name in prepared.tasks}
+    root = os.path.join(context.workdir, rounds.FOLDER, str(number))
+    runs = {name: os.path.join(root, f"{name}_seed{seed}") for name in prepared.tasks}
     begins = {name: f"{run}.safetensors" for name, run in runs.items()}
     missing = [name for name in runs if not storage.as_path(begins[name]).exists()]
     if missing:

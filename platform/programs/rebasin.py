@@ -20,15 +20,16 @@ from ml_collections import FrozenConfigDict
 
 from lamina.models import placement
 from lamina.platform import config as configs
+from lamina.platform.data import batches, order
 from lamina.platform.data import feed as feeds
-from lamina.platform.data import order
 from lamina.platform.data.dataset import Dataset
-from lamina.platform.errors import InterruptedRun, UserError
+from lamina.platform.errors import UserError
 from lamina.platform.merging import barrier, matching, permutations, repair, symmetries
 from lamina.platform.programs import stage, train
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, formats, records, storage
-from lamina.platform.training import compiled, evaluation_step, experiment, trained
+from lamina.platform.training import compiled, evaluation, evaluation_step, experiment, trained
+from lamina.platform.training import settings as training_settings
 from lamina.platform.training.experiment import Experiment
 
 TRAINING = "train"
@@ -143,11 +144,7 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns the differences between two configs that forbid the new one to go on."""
-    return {
-        key: values
-        for key, values in configs.difference(old, new).items()
-        if not any(key == free or key.startswith(f"{free}.") for free in train.FREE)
-    }
+    return configs.difference(old, new, train.FREE)
 
 
 def pairs(config: FrozenConfigDict) -> list[tuple[int, int]]:
@@ -175,11 +172,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         path = storage.as_path(context.workdir) / PAIRS / f"{one}_{other}.json"
         known = storage.read_object(path)
         if not known:
-            if context.stop.agreed(0):
-                raise InterruptedRun(
-                    f"stopped by {context.stop.signal} before the seeds {one} and {other}: the "
-                    "same command resumes"
-                )
+            context.stop.before(f"the seeds {one} and {other}")
             known = storage.plain(measure(prepared, root, one, other))
             storage.write_json(path, known)
         found.append(known)
@@ -285,8 +278,8 @@ class Line:
         bytes_per_token = self._parts.dataset.bytes_per_token.get(self._split)
         found: dict[str, list[float]] = {}
         for i in range(len(alphas)):
-            means = {name: float(t[i]) / float(w[i]) for name, (t, w) in host.items() if w[i] > 0}
-            for name, value in recipe.task.finish(means, bytes_per_token).items():
+            at = {name: (total[i], weight[i]) for name, (total, weight) in host.items()}
+            for name, value in evaluation.finished(self._parts, at, bytes_per_token).items():
                 found.setdefault(name, []).append(float(value))
         return found
 
@@ -301,7 +294,7 @@ def training_inputs(parts: Experiment, number: int) -> jax.Array:
     size = min(c.data.batch_size, len(source))
     count = max(1, min(number, len(source)) // size)
     chosen = order.permutation(len(source), c.data.seed, 0)[: count * size]
-    rows = np.stack([np.asarray(source[int(i)]["inputs"]) for i in chosen])
+    rows = batches.fetch(source, chosen)["inputs"]
     batch = feeds.normalise({"inputs": jnp.asarray(rows)})["inputs"]
     return batch.reshape(count, size, *batch.shape[1:])
 
@@ -318,7 +311,7 @@ def summarise(prepared: Prepared, found: Sequence[Mapping[str, Any]]) -> dict[st
         final[f"{split}/{name}"] = {**entry, "values": np.repeat(entry["values"], 2).tolist()}
 
     for metric in _shown(prepared, found):
-        mode = "min" if _is_loss(metric) else "max"
+        mode = training_settings.better(metric, "auto")
         for kind in kinds:
             values = [
                 barrier.barrier(pair["alphas"], pair["curves"][kind][metric], mode=mode)
@@ -353,10 +346,6 @@ def _shown(prepared: Prepared, found: Sequence[Mapping[str, Any]]) -> list[str]:
     return [name for name in dict.fromkeys(("loss", chosen)) if name in known]
 
 
-def _is_loss(metric: str) -> bool:
-    return any(word in metric for word in ("loss", "perplexity", "bits"))
-
-
 def _middle(values: Sequence[float]) -> float:
     """Half-way, between the two middle places if there are two."""
     half = (len(values) - 1) / 2
@@ -365,7 +354,7 @@ def _middle(values: Sequence[float]) -> float:
 
 def _panel(prepared: Prepared, found: Sequence[Mapping[str, Any]], metric: str) -> dict[str, Any]:
     """Returns a metric along the lines of all pairs, as a section of the report."""
-    split, mode = prepared.config.rebasin.split, "min" if _is_loss(metric) else "max"
+    split, mode = prepared.config.rebasin.split, training_settings.better(metric, "auto")
     kinds = list(found[0]["curves"])
     number = lambda pair, kind: formats.number(
         barrier.barrier(pair["alphas"], pair["curves"][kind][metric], mode=mode)

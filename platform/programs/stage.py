@@ -1,6 +1,5 @@
 """A run that is a stage of another program's: in a sub-folder, done once."""
 
-import os
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -58,8 +57,3 @@ def run(
     folder.write_result(workdir, outcome.result)
     folder.write_status(workdir, "done")
     report.render(workdir)
-
-
-def folder_of(workdir: str, *parts: str) -> str:
-    """Returns the folder of a stage."""
-    return os.path.join(workdir, *parts)

@@ -21,7 +21,7 @@ from ml_collections import FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.data.dataset import Dataset
-from lamina.platform.errors import DivergedError, InterruptedRun, UserError
+from lamina.platform.errors import DivergedError, UserError
 from lamina.platform.incremental import metrics
 from lamina.platform.programs import incremental, stage
 from lamina.platform.programs.context import Context, Outcome
@@ -188,11 +188,7 @@ def run_trial(
     Raises:
         InterruptedRun: a signal asked to stop.
     """
-    if context.stop.signal:
-        raise InterruptedRun(
-            f"stopped by {context.stop.signal} before trial {trial.number} of {pair.optimizer} on "
-            f"{pair.workload}: the same command resumes"
-        )
+    context.stop.before(f"trial {trial.number} of {pair.optimizer} on {pair.workload}")
     c = FrozenConfigDict({**configs.thaw(trial.config), "trackers": ()})
     inner = context._replace(workdir=root, say=lambda text: None, console=False)
     try:

@@ -93,11 +93,7 @@ def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     What is in `FREE` may change, islands may leave or join, seeds may be added, and the run may
     become longer where its past doesn't depend on its length.
     """
-    differences = {
-        key: values
-        for key, values in configs.difference(old, new).items()
-        if not any(key == free or key.startswith(f"{free}.") for free in FREE)
-    }
+    differences = configs.difference(old, new, FREE)
     steps = differences.get("steps")
     longer = steps is not None and isinstance(steps[0], int) and 0 < steps[0] < steps[1]
     every = new["islands"].get("every", 1)  # a last round that was shorter would go on

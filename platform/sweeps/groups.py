@@ -128,9 +128,7 @@ def dataset_of(base: Base, trial: Trial) -> Dataset:
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
     """Returns the differences between two configs that forbid the new one to go on."""
-    differences = configs.difference(old, new)
-    free = lambda key: any(key == name or key.startswith(f"{name}.") for name in FREE)
-    return {key: values for key, values in differences.items() if not free(key)}
+    return configs.difference(old, new, FREE)
 
 
 def shape_of(base: Base, group: Group, folder: str) -> Shape:

@@ -104,19 +104,38 @@ def choose(parts: Experiment) -> list[Evaluated]:
 
 def metric_names(parts: Experiment, chosen: Sequence[Evaluated]) -> list[str]:
     """Returns `split/metric` of all that is measured for selection, without computing anything."""
+    sums = abstract_sums(parts)
+    return [
+        f"{entry.name}/{name}"
+        for entry in chosen
+        if entry.name != "test"
+        for name in finished(parts, sums, entry.dataset.bytes_per_token.get(entry.split))
+    ]
+
+
+def abstract_sums(parts: Experiment) -> dict[str, tuple[float, float]]:
+    """Returns the names of the sums that an evaluation makes, each with some (sum, weight)."""
     recipe = parts.recipe
 
     def one(batch: Any) -> Any:
         params, model_state = recipe.model.init(jax.random.key(0))
         return evaluation_step.evaluate_batch(recipe, params, model_state, batch)
 
-    means = dict.fromkeys(jax.eval_shape(one, parts.batch), 1.0)
-    return [
-        f"{entry.name}/{name}"
-        for entry in chosen
-        if entry.name != "test"
-        for name in recipe.task.finish(means, entry.dataset.bytes_per_token.get(entry.split))
-    ]
+    return dict.fromkeys(jax.eval_shape(one, parts.batch), (1.0, 1.0))
+
+
+def finished(
+    parts: Experiment, sums: Mapping[str, Any], bytes_per_token: float | None = None
+) -> dict[str, float]:
+    """Returns the metrics of one model: sum / weight, without those that have no weight.
+
+    Args:
+        parts: the run's parts.
+        sums: name to (sum, weight), on the host.
+        bytes_per_token: of text, for metrics per byte.
+    """
+    means = {name: float(s) / float(weight) for name, (s, weight) in sums.items() if weight > 0}
+    return parts.recipe.task.finish(means, bytes_per_token)
 
 
 def open_evaluators(parts: Experiment, chosen: Sequence[Evaluated]) -> list[Evaluator]:
@@ -209,13 +228,5 @@ def means(
         totals: name to (sum, weight), on the host, with the seed axis if there are several seeds.
         bytes_per_token: of text, for metrics per byte.
     """
-    results = []
-    for i in range(parts.seeds.number):
-        one = seeds.take(totals, parts.seeds.number, i)
-        found = {
-            name: float(total) / float(weight)
-            for name, (total, weight) in one.items()
-            if weight > 0
-        }
-        results.append(parts.recipe.task.finish(found, bytes_per_token))
-    return results
+    number = parts.seeds.number
+    return [finished(parts, seeds.take(totals, number, i), bytes_per_token) for i in range(number)]

@@ -251,8 +251,7 @@ SMALLER_IS_BETTER = ("loss", "error", "perplexity", "bits", "mse", "mae")
 """Words in the names of metrics of which the smallest value is best."""
 
 
-def better(metric: str, mode: str) -> str:
+def better(metric: str, mode: str) -> Literal["max", "min"]:
     """Returns "max" or "min": `mode`, or what suits the metric if that is "auto"."""
-    if mode != "auto":
-        return mode
-    return "min" if any(word in metric for word in SMALLER_IS_BETTER) else "max"
+    smaller = any(word in metric for word in SMALLER_IS_BETTER) if mode == "auto" else mode == "min"
+    return "min" if smaller else "max"

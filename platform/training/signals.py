@@ -8,6 +8,8 @@ from contextlib import contextmanager
 
 import jax
 
+from lamina.platform.errors import InterruptedRun
+
 
 class StopRequest:
     """Whether a signal has asked the run to stop.
@@ -30,6 +32,22 @@ class StopRequest:
         from jax.experimental import multihost_utils
 
         return multihost_utils.reached_preemption_sync_point(dispatch)
+
+    def before(self, what: str, number: int = 0) -> None:
+        """Ends the run if it was asked to stop, before something that it hasn't begun.
+
+        Args:
+            what: for the message.
+            number: as `agreed` wants it.
+
+        Raises:
+            InterruptedRun: a signal asked to stop.
+        """
+        if self.agreed(number):
+            raise InterruptedRun(
+                f"stopped by {self.signal or 'another process'} before {what}: the same command "
+                "resumes"
+            )
 
 
 @contextmanager

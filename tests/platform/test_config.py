@@ -183,6 +183,9 @@ def test_an_override_of_a_block_names_its_keys():
 
 def test_differences_name_keys_with_both_values():
     assert configs.difference(config(), config(steps=6)) == {"steps": (5, 6)}
+    assert configs.difference(config(), config(steps=6), free=("steps",)) == {}
+    left = configs.difference({"a": {"b": 1}, "ab": 1}, {}, free=("a",))
+    assert left == {"ab": (1, configs.MISSING)}
     extra = configs.difference(config(), config(extra=1))
     assert extra == {"extra": (configs.MISSING, 1)}
     assert "(absent) -> 1" in configs.describe_difference(extra)

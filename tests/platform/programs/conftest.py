@@ -6,6 +6,7 @@ import pytest
 from ml_collections import ConfigDict
 
 from lamina.platform.run import run
+from lamina.platform.sweeps import lanes
 
 
 def digits_config(**changes):
@@ -94,3 +95,35 @@ def learn(train, tmp_path):
 @pytest.fixture
 def stream_config():
     return incremental_config
+
+
+def without_times(data):
+    if isinstance(data, dict):
+        timed = ("seconds", "compile_seconds", "training_seconds", "cost")
+        return {k: without_times(v) for k, v in data.items() if k not in timed}
+    return [without_times(v) for v in data] if isinstance(data, list) else data
+
+
+@pytest.fixture
+def timeless():
+    """Returns `timeless(data)`: what of a result doesn't depend on the clock."""
+    return without_times
+
+
+@pytest.fixture
+def fail_lanes(monkeypatch):
+    """Returns `fail_lanes(calls)`: the chunks of lanes with these numbers, from 1, fail."""
+
+    def patch(*failing):
+        calls, real = 0, lanes.Lane.step
+
+        def step(lane, chunk):
+            nonlocal calls
+            calls += 1
+            if calls in failing:
+                raise RuntimeError("the machine is gone")
+            return real(lane, chunk)
+
+        monkeypatch.setattr(lanes.Lane, "step", step)
+
+    return patch

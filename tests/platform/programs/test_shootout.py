@@ -64,14 +64,6 @@ def start(config, workdir):
     return run(config, workdir, console=False, devices=jax.devices()[:1])
 
 
-def timeless(data):
-    """Returns what doesn't depend on the clock."""
-    if isinstance(data, dict):
-        timed = ("seconds", "compile_seconds", "training_seconds", "cost")
-        return {k: timeless(v) for k, v in data.items() if k not in timed}
-    return [timeless(v) for v in data] if isinstance(data, list) else data
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The result of a shoot-out, and the programs that it compiled."""
@@ -160,18 +152,9 @@ def test_the_standings_are_complete(standings):
 
 @pytest.mark.slow
 def test_a_shootout_that_fails_half_way_goes_on_with_the_same_numbers(
-    finished, tmp_path, monkeypatch
+    finished, tmp_path, fail_lanes, timeless
 ):
-    calls, real = 0, lanes.Lane.step
-
-    def failing(lane, chunk):
-        nonlocal calls
-        calls += 1
-        if calls == 100:  # in the second pair
-            raise RuntimeError("the machine is gone")
-        return real(lane, chunk)
-
-    monkeypatch.setattr(lanes.Lane, "step", failing)
+    fail_lanes(100)  # in the second pair
     with pytest.raises(RuntimeError):
         start(make_config(), tmp_path / "run")
     again = start(make_config(), tmp_path / "run")

@@ -57,14 +57,6 @@ def start(config, workdir):
     return run(config, workdir, console=False, devices=jax.devices()[:1])
 
 
-def timeless(data):
-    """Returns what doesn't depend on the clock."""
-    if isinstance(data, dict):
-        timed = ("seconds", "compile_seconds", "training_seconds", "cost")
-        return {k: timeless(v) for k, v in data.items() if k not in timed}
-    return [timeless(v) for v in data] if isinstance(data, list) else data
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory):
     """The folder of a shoot-out, its result, and how many programs were compiled."""
@@ -143,7 +135,7 @@ def test_scores_of_the_whole_stream_are_known_at_its_end(finished):
 
 
 def test_a_shootout_that_is_lost_inside_a_trial_goes_on_with_the_same_numbers(
-    finished, tmp_path, monkeypatch
+    finished, tmp_path, monkeypatch, timeless
 ):
     root, again = finished[0], tmp_path / "run"
     shutil.copytree(root, again)

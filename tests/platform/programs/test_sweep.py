@@ -117,20 +117,10 @@ def test_every_trial_has_a_folder_to_list_and_compare(finished):
     assert runs[0].final["validation/accuracy"]["mean"] is not None
 
 
-def test_a_sweep_that_fails_half_way_goes_on_with_the_same_numbers(finished, tmp_path, monkeypatch):
+def test_a_sweep_that_fails_half_way_goes_on_with_the_same_numbers(finished, tmp_path, fail_lanes):
     result, _ = finished
     workdir = tmp_path / "run"
-    calls = 0
-    real = lanes.Lane.step
-
-    def failing(lane, chunk):
-        nonlocal calls
-        calls += 1
-        if calls in (6, 12):
-            raise RuntimeError("the machine is gone")
-        return real(lane, chunk)
-
-    monkeypatch.setattr(lanes.Lane, "step", failing)
+    fail_lanes(6, 12)
     for _ in range(2):
         with pytest.raises(RuntimeError):
             start(sweep_config(), workdir)
@@ -149,7 +139,7 @@ def test_a_split_that_is_read_ahead_gives_the_numbers_of_one_on_the_device(tmp_p
 
 
 def test_optuna_asks_in_rounds_for_one_program_and_goes_on_with_the_same_points(
-    tmp_path, monkeypatch
+    tmp_path, monkeypatch, fail_lanes
 ):
     pytest.importorskip("optuna")
     space = {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1.0, "scale": "log"}}}
@@ -161,16 +151,7 @@ def test_optuna_asks_in_rounds_for_one_program_and_goes_on_with_the_same_points(
     assert result.summary["trials"] == 5
     assert len(compilations) == result.summary["programs"] == 1
 
-    calls, step = 0, lanes.Lane.step
-
-    def failing(lane, chunk):
-        nonlocal calls
-        calls += 1
-        if calls == 6:  # in the second round
-            raise RuntimeError("the machine is gone")
-        return step(lane, chunk)
-
-    monkeypatch.setattr(lanes.Lane, "step", failing)
+    fail_lanes(6)  # in the second round
     with pytest.raises(RuntimeError):
         start(config, tmp_path / "stopped")
     assert len(results.read(str(tmp_path / "stopped"))) == 2
