@@ -10,6 +10,7 @@ model = restore("runs/quickstart")
 import contextlib
 import os
 import sys
+import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -24,7 +25,16 @@ from lamina.platform.inference import TrainedModel, restore
 from lamina.platform.programs import table as programs
 from lamina.platform.programs.context import Context
 from lamina.platform.programs.table import Program
-from lamina.platform.reporting import added, folder, manifest, notebook, records, report, storage
+from lamina.platform.reporting import (
+    added,
+    drawing,
+    folder,
+    manifest,
+    notebook,
+    records,
+    report,
+    storage,
+)
 from lamina.platform.reporting.records import Record, Summary
 from lamina.platform.training import signals
 
@@ -123,6 +133,8 @@ def _run(config, workdir, trust, console, devices) -> Result:
         say = _printer(console)
         stop = stack.enter_context(signals.catch())
         with _status_at_end(workdir), blaming_files(f"the run in {workdir} can't go on"):
+            if jax.process_index() == 0:
+                threading.Thread(target=drawing.load, name="lamina_charts").start()
             context = Context(os.fspath(workdir), trust, stop, say, console)
             outcome = program.run(prepared, context)
             if jax.process_index() == 0:

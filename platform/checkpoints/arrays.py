@@ -43,15 +43,27 @@ def data_of(name: str, leaf: Any) -> jax.Array:
     return jax.random.key_data(leaf) if is_key(leaf) else leaf
 
 
-def private_copy(array: jax.Array) -> jax.Array:
-    """An array that stays intact when the caller donates the original.
+def private_copies(arrays: Mapping[str, jax.Array]) -> dict[str, jax.Array]:
+    """Arrays that stay intact when the caller donates the originals.
 
-    On CPU, host memory is the device's memory and Orbax writes straight from it, so it is copied
-    here (today's runtime declines a donation while somebody reads, but nothing promises it). On
-    other devices Orbax copies to the host before its save call returns.
+    On CPU, host memory is the device's memory and Orbax writes straight from it, so they are copied
+    here (today's runtime declines a donation while somebody reads, but nothing promises it), by one
+    program for each set of devices. On other devices Orbax copies to the host before its save call
+    returns.
     """
-    on_cpu = all(device.platform == "cpu" for device in array.sharding.device_set)
-    return jnp.copy(array) if on_cpu else array
+    groups: dict[frozenset, dict[str, jax.Array]] = {}
+    for name, array in arrays.items():
+        groups.setdefault(frozenset(array.sharding.device_set), {})[name] = array
+    copies = dict(arrays)
+    for devices, group in groups.items():
+        if all(device.platform == "cpu" for device in devices):
+            copies |= _copied(group)
+    return copies
+
+
+@jax.jit
+def _copied(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    return jax.tree.map(jnp.copy, arrays)
 
 
 def handler() -> ocp.PyTreeCheckpointHandler:

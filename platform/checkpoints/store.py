@@ -121,7 +121,7 @@ class Store:
         with jax.transfer_guard("allow"):
             data = {name: arrays_lib.data_of(name, leaf) for name, leaf in leaves.items()}
             records = {name: manifest.describe(leaf) for name, leaf in leaves.items()}
-            copies = {name: arrays_lib.private_copy(array) for name, array in data.items()}
+            copies = arrays_lib.private_copies(data)
             jax.block_until_ready(copies)
             if self._already_saved(step, records, copies):
                 return False

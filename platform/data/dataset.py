@@ -160,7 +160,10 @@ def subset(source: Source, indices: np.ndarray) -> Source:
     if isinstance(source, ArraySource) and not any(
         isinstance(array, np.memmap) for array in source.arrays.values()
     ):
-        return ArraySource(source.gather(source.arrays, indices))
+        at = np.asarray(indices)
+        if len(at) and at[0] >= 0 and np.all(np.diff(at) == 1):  # neighbours need no copy
+            at = slice(at[0], at[-1] + 1)
+        return ArraySource(source.gather(source.arrays, at))
     return Subset(source, indices)
 
 

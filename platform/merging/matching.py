@@ -16,7 +16,6 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.optimize import linear_sum_assignment
 
 from lamina.platform.checkpoints.names import flatten
 from lamina.platform.errors import UserError
@@ -283,11 +282,18 @@ def _assign(problem: _Problem, group: str, found: Found, leaves: Sequence[str]) 
         for i, j in np.ndindex(value.shape) if inner else ():
             gain, orders[i, j] = _inside(nested, start, i, j)
             value[i, j] += gain
-        flat[batch] = linear_sum_assignment(value, maximize=True)[1]
+        flat[batch] = _best_columns(value)
         for i, j in enumerate(flat[batch]):
             for name in inner:
                 within[name][batch, i] = orders[i, j][name]
     return result
+
+
+def _best_columns(value: np.ndarray) -> np.ndarray:
+    """Returns for each row the column that it gets, so that the sum of the values is largest."""
+    from scipy.optimize import linear_sum_assignment  # slow to import, and few programs need it
+
+    return linear_sum_assignment(value, maximize=True)[1]
 
 
 def _inside(
@@ -308,7 +314,7 @@ def _inside(
                 # At first only what needs no other order, if there is such.
                 if name in names and (len(names) == 1 or settled >= set(names) - {name}):
                     value += _seen(table, names, name, orders)
-            orders[name] = linear_sum_assignment(value, maximize=True)[1]
+            orders[name] = _best_columns(value)
             settled.add(name)
         before, total = total, sum(_seen_all(table, names, orders) for table, names in pieces)
         if total <= before:

@@ -1,58 +1,17 @@
-"""Small line charts as SVG to stand in an HTML page: its fonts, its colours, light and dark."""
+"""Charts of a report: curves, points, radars and coefficients."""
 
-import html
-import io
-import re
-import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from lamina.platform.reporting import formats
 from lamina.platform.reporting.curves import Curve, thin, wants_log
+from lamina.platform.reporting.drawing import COLOURS, GRID, INK, LINES, MUTED, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-COLOURS = 8
-"""Colours that style.css has for lines: --s0 to --s7."""
-
-# Colours that stand for CSS variables in what matplotlib draws, so that one SVG serves both themes.
-LINES = tuple(f"#0a0b{slot:02d}" for slot in range(COLOURS))
-_INK, _MUTED, _GRID, _PAPER = "#0a0bf0", "#0a0bf1", "#0a0bf2", "#0a0bf3"
-_VARIABLES = {
-    **{colour: f"var(--s{slot})" for slot, colour in enumerate(LINES)},
-    _INK: "var(--ink)",
-    _MUTED: "var(--muted)",
-    _GRID: "var(--grid)",
-    _PAPER: "var(--card)",
-}
-
-_STYLE: dict[str, Any] = {
-    "svg.fonttype": "none",
-    "text.parse_math": False,  # a "$" in a name is a "$"
-    "font.size": 8.5,
-    "axes.edgecolor": _GRID,
-    "axes.labelcolor": _MUTED,
-    "axes.linewidth": 0.8,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "axes.spines.left": False,
-    "axes.axisbelow": True,
-    "axes.unicode_minus": True,
-    "grid.color": _GRID,
-    "grid.linewidth": 0.6,
-    "xtick.color": _GRID,
-    "ytick.color": _GRID,
-    "xtick.labelcolor": _MUTED,
-    "ytick.labelcolor": _MUTED,
-    "ytick.major.size": 0,
-    "lines.solid_capstyle": "round",
-    "lines.solid_joinstyle": "round",
-    "path.simplify": True,
-}
-_WIDTH, _HEIGHT = 360.0, 200.0  # in points, which are the units inside the SVG
 LABEL = 14  # characters of a direct label; the page has the whole name
 
 
@@ -166,14 +125,14 @@ def _draw_radar(axes: "Axes", polygons: Sequence[Polygon], corners: Sequence[str
     x, y = np.cos(angles), np.sin(angles)
     closed = [*range(len(corners)), 0]
     for ring in (0.25, 0.5, 0.75, 1.0):
-        axes.plot(ring * x[closed], ring * y[closed], color=_GRID, linewidth=0.6)
-        axes.text(0.02, ring * y[0] - 0.02, f"{ring:g}", color=_MUTED, fontsize=6.5, va="top")
+        axes.plot(ring * x[closed], ring * y[closed], color=GRID, linewidth=0.6)
+        axes.text(0.02, ring * y[0] - 0.02, f"{ring:g}", color=MUTED, fontsize=6.5, va="top")
     for place, name in enumerate(corners):
-        axes.plot([0, x[place]], [0, y[place]], color=_GRID, linewidth=0.6)
+        axes.plot([0, x[place]], [0, y[place]], color=GRID, linewidth=0.6)
         side = "center" if abs(x[place]) < 0.2 else "left" if x[place] > 0 else "right"
         text = name if len(name) <= LABEL else name[: LABEL - 1] + "…"
         place_at = (1.07 * x[place], 1.1 * y[place])
-        axes.text(*place_at, text, color=_MUTED, fontsize=7, ha=side, va="center")
+        axes.text(*place_at, text, color=MUTED, fontsize=7, ha=side, va="center")
     for polygon in polygons:
         values = np.array([value or 0.0 for value in polygon.values])[closed]
         colour = LINES[polygon.slot % COLOURS]
@@ -218,37 +177,15 @@ def _draw_coefficients(axes: "Axes", table: np.ndarray, models: Sequence[str]) -
             )
             axes.add_patch(patch)
         mean = table[row].mean()
-        axes.text(columns * 1.02, rows - 0.5 - row, f"{mean:.2f}", color=_MUTED, va="center")
+        axes.text(columns * 1.02, rows - 0.5 - row, f"{mean:.2f}", color=MUTED, va="center")
         name = models[row] if len(models[row]) <= 20 else models[row][:19] + "…"
-        axes.text(0, rows - 0.5 - row, f" {name}", color=_INK, va="center", fontsize=7)
+        axes.text(0, rows - 0.5 - row, f" {name}", color=INK, va="center", fontsize=7)
     axes.set_xlim(0, columns)
     axes.set_ylim(0, rows)
     axes.set_yticks([])
     axes.set_xticks([])
     wide = "one for each model" if columns == 1 else f"{columns} tensors, by name"
     axes.set_xlabel(f"{wide}; from {low:.2g} (pale) to {high:.2g}; means at the right", labelpad=3)
-
-
-def figure(draw: Callable[["Axes"], None], description: str) -> str:
-    """Returns what `draw` draws as an `<svg>` element for a page."""
-    import matplotlib.style
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
-    from matplotlib.figure import Figure
-
-    buffer = io.StringIO()
-    # The salt makes the identifiers the same in every rendering, and different in every chart.
-    style = {**_STYLE, "svg.hashsalt": f"lamina {description}"}
-    with warnings.catch_warnings(), matplotlib.style.context(["default", style]):
-        # The page's font draws the text: what matplotlib's own lacks is no matter.
-        warnings.filterwarnings("ignore", message="Glyph .* missing from font")
-        figure = Figure(figsize=(_WIDTH / 72, _HEIGHT / 72))
-        FigureCanvasSVG(figure)
-        axes = figure.add_axes((38 / _WIDTH, 22 / _HEIGHT, 252 / _WIDTH, 168 / _HEIGHT))
-        draw(axes)
-        figure.savefig(
-            buffer, format="svg", transparent=True, metadata={"Date": None, "Creator": None}
-        )
-    return _for_page(buffer.getvalue(), description)
 
 
 def _draw(axes: "Axes", lines: list[Line]) -> None:
@@ -314,7 +251,7 @@ def _ticks(axes: "Axes", lines: list[Line], logarithmic: bool) -> None:
         xycoords="axes fraction",
         textcoords="offset points",
         xytext=(9, -12.5),
-        color=_MUTED,
+        color=MUTED,
     )
 
 
@@ -336,7 +273,7 @@ def _labels(axes: "Axes", lines: list[Line]) -> None:
         value = formats.number(line.curve.last, missing="not finite")
         style = {"transform": axes.transAxes, "clip_on": False}
         axes.text(1.03, place + 0.005, text, color=colour, va="bottom", **style)
-        axes.text(1.03, place - 0.005, value, color=_MUTED, va="top", fontsize=8, **style)
+        axes.text(1.03, place - 0.005, value, color=MUTED, va="top", fontsize=8, **style)
 
 
 def spread(places: list[float], gap: float, low: float = 0.0) -> list[float]:
@@ -370,27 +307,3 @@ def spread(places: list[float], gap: float, low: float = 0.0) -> list[float]:
     for index, place in zip(order, settled, strict=True):
         result[index] = place
     return result
-
-
-def _for_page(svg: str, description: str) -> str:
-    """Matplotlib's document as an element of a page."""
-    svg = svg[svg.index("<svg") :]
-    svg = re.sub(r"<!--.*?-->", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"<metadata>.*?</metadata>", "", svg, flags=re.DOTALL)
-    # matplotlib numbers its groups, the same in each chart; nothing refers to them
-    svg = re.sub(r'<g id="[A-Za-z]+[A-Za-z_.0-9]*"(/?)>', r"<g\1>", svg)
-    svg = re.sub(r"<defs>\s*<style.*?</style>\s*</defs>", "", svg, flags=re.DOTALL)
-    svg = re.sub(r"font-family: [^;\"]*; ", "", svg)  # the page's own
-    svg = re.sub(r'\b(d|x|y|transform)="[^"]*"', _shorten, svg)
-    for colour, variable in _VARIABLES.items():
-        svg = svg.replace(colour, variable)
-    svg = re.sub(r">\s+<", "><", svg).replace("<g/>", "")
-    head = f'<svg class="chart" role="img" aria-label="{html.escape(description)}" '
-    box = f'viewBox="0 0 {_WIDTH:g} {_HEIGHT:g}" xmlns:xlink="http://www.w3.org/1999/xlink">'
-    return head + box + svg[svg.index(">") + 1 :].strip()
-
-
-def _shorten(attribute: re.Match[str]) -> str:
-    """An attribute of an element with its numbers to a hundredth of a point, on one line."""
-    text = re.sub(r"-?\d+\.\d+", lambda found: f"{float(found[0]):.2f}", attribute[0])
-    return re.sub(r"\s+", " ", text)

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 from lamina.platform.errors import UserError
 from lamina.platform.reporting import curves, folder, formats, page, records, storage
-from lamina.platform.reporting.charts import COLOURS, Line, chart
+from lamina.platform.reporting.charts import Line, chart
+from lamina.platform.reporting.drawing import COLOURS
 from lamina.platform.reporting.report import CHART_BYTES, SPEED, speed
 from lamina.platform.reporting.storage import PathLike
 

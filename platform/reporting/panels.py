@@ -12,6 +12,7 @@ from lamina.platform.reporting import (
     charts,
     contest,
     curves,
+    drawing,
     folder,
     formats,
     page,
@@ -160,7 +161,7 @@ def _merge(result: Mapping[str, Any]) -> list[Panel]:
             for row in rows
         ]
 
-    best = sorted(rows[2:], key=lambda row: -(row["mean"]["mean"] or 0.0))[: charts.COLOURS - 1]
+    best = sorted(rows[2:], key=lambda row: -(row["mean"]["mean"] or 0.0))[: drawing.COLOURS - 1]
     shown = [rows[0], *best]
     polygons = [
         charts.Polygon(row["row"], slot, [row["tasks"][task]["mean"] for task in tasks])

@@ -15,7 +15,8 @@ from lamina.platform.reporting import (
     records,
     storage,
 )
-from lamina.platform.reporting.charts import COLOURS, Line, chart
+from lamina.platform.reporting.charts import Line, chart
+from lamina.platform.reporting.drawing import COLOURS
 from lamina.platform.reporting.storage import PathLike
 
 CHART_BYTES = 190_000  # what keeps a page below 300 KB with everything else at its limit

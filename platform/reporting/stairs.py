@@ -4,7 +4,8 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 
-from lamina.platform.reporting.charts import COLOURS, LABEL, LINES, figure, spread
+from lamina.platform.reporting.charts import LABEL, spread
+from lamina.platform.reporting.drawing import COLOURS, LINES, figure
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
