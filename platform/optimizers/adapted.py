@@ -7,6 +7,7 @@ keys by keyword. The update functions take `(grads, state, params, *, value, gra
 import functools
 from typing import Literal
 
+import jax
 import optax
 from optax import contrib
 
@@ -102,7 +103,7 @@ def polyak_sgd(
 def sm3(
     learning_rate: optax.ScalarOrSchedule, *, momentum: float = 0.9
 ) -> optax.GradientTransformationExtraArgs:
-    """SM3: AdaGrad with one accumulator per row and column; optax.sm3 with schedules.
+    """SM3: AdaGrad with one accumulator per row and column; optax.sm3 with schedules and scalars.
 
     Args:
         learning_rate: the step size.
@@ -111,7 +112,18 @@ def sm3(
     References:
         Anil et al., Memory-Efficient Adaptive Optimization, https://arxiv.org/abs/1901.11150
     """
-    return optax.chain(optax.scale_by_sm3(momentum), optax.scale_by_learning_rate(learning_rate))
+    inner = optax.scale_by_sm3(momentum)
+    as_vectors = lambda tree: jax.tree.map(lambda x: x if getattr(x, "ndim", 1) else x[None], tree)
+
+    def update(updates, state, params=None):
+        del params
+        found, state = inner.update(as_vectors(updates), state)
+        return jax.tree.map(lambda new, old: new.reshape(old.shape), found, updates), state
+
+    return optax.chain(
+        optax.GradientTransformation(lambda params: inner.init(as_vectors(params)), update),
+        optax.scale_by_learning_rate(learning_rate),
+    )
 
 
 @functools.wraps(contrib.sophia)

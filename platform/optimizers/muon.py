@@ -67,7 +67,8 @@ def scale_by_muon(
             seen = view(name, g.shape, axes)
             if seen is None:
                 raise ValueError(f"{name} of shape {g.shape} is no matrix")
-            whole = seen.lift(lambda m: orthogonalised(m, ns_steps))(seen.matrix(g))
+            matrix = seen.matrix(g.astype(jnp.promote_types(g.dtype, jnp.float32)))
+            whole = seen.lift(lambda m: orthogonalised(m, ns_steps))(matrix)
             if scale == "spectral":
                 factor = max(1.0, seen.columns / seen.rows) ** 0.5
             else:

@@ -16,7 +16,8 @@ class SOAPState(NamedTuple):
         step: int32 []: gradients seen; the first only initialises the bases.
         mu: average of the gradients, in the original space.
         nu: average of the squared gradients, in the eigenbases, in the parameters' shapes.
-        left: average of G G^T, [*stack, rows, rows]; empty where there is no basis.
+        left: average of G G^T, [*stack, rows, rows], at least float32, as the bases are; empty
+            where there is no basis.
         right: average of G^T G, [*stack, columns, columns]; likewise.
         left_basis: its eigenvectors as columns, by falling eigenvalue.
         right_basis: likewise.
@@ -31,16 +32,25 @@ class SOAPState(NamedTuple):
     right_basis: Any
 
 
-class _Leaf(NamedTuple):
-    """What an update makes of one parameter: its direction, and its part of the state."""
+class _Own(NamedTuple):
+    """The part of the state that one parameter, or one matrix of a stack, has; see `SOAPState`."""
 
-    direction: Any
     mu: Any
     nu: Any
     left: Any
     right: Any
     left_basis: Any
     right_basis: Any
+
+
+class _Constants(NamedTuple):
+    """Keys of `soap` that a step of one matrix needs; see there."""
+
+    b1: Any
+    b2: Any
+    eps: Any
+    shampoo_beta: Any
+    precondition_every: Any
 
 
 def scale_by_soap(
@@ -54,6 +64,7 @@ def scale_by_soap(
     axes: Axes | None = None,
 ) -> optax.GradientTransformation:
     """Returns the direction of SOAP, weight decay included; see `soap`."""
+    constants = _Constants(b1, b2, eps, shampoo_beta, precondition_every)
 
     def side(columns: bool):
         """Returns the empty average, or basis, of the rows or the columns of each parameter."""
@@ -61,10 +72,10 @@ def scale_by_soap(
         def empty(name, param):
             seen = view(name, param.shape, axes)
             if seen is None:
-                return jnp.zeros((0, 0), param.dtype)
+                return jnp.zeros((0, 0), _accurate(param))
             size = seen.columns if columns else seen.rows
             size = size if size <= max_dim else 0
-            return jnp.zeros((*seen.stack, size, size), param.dtype)
+            return jnp.zeros((*seen.stack, size, size), _accurate(param))
 
         return empty
 
@@ -85,52 +96,72 @@ def scale_by_soap(
         if params is None:
             raise ValueError("this optimizer needs the parameters: update(updates, state, params)")
         taken = state.step  # steps taken with this one: the first call takes none
-        count = jnp.maximum(taken, 1)
-        correction = jnp.sqrt(1 - b2**count) / (1 - b1**count)
-        basis_action = jnp.where(
-            taken == 0, _NEW, jnp.where(taken % precondition_every, _KEEP, _TURN)
-        )
 
-        def of_matrix(g, mu, nu, left, right, left_basis, right_basis):
-            """The state before is that of the last call, as all but `g` are."""
-            new_mu = b1 * mu + (1 - b1) * g
-            new_nu = b2 * nu + (1 - b2) * _rotate(g, left_basis, right_basis) ** 2
-            rotated = _rotate(new_mu, left_basis, right_basis) / (jnp.sqrt(new_nu) + eps)
-            direction = correction * _rotate_back(rotated, left_basis, right_basis)
-            mu, nu, direction = jax.tree.map(
-                lambda new, old: jnp.where(taken > 0, new, old).astype(g.dtype),
-                (new_mu, new_nu, direction),
-                (mu, nu, jnp.zeros_like(g)),
-            )
-            if left.size:
-                left = shampoo_beta * left + (1 - shampoo_beta) * _product(g, g.T)
-            if right.size:
-                right = shampoo_beta * right + (1 - shampoo_beta) * _product(g.T, g)
-            if left.size or right.size:
-                nu, left_basis, right_basis = jax.lax.switch(
-                    basis_action,
-                    (_new_bases, _turned_bases, lambda nu, *rest: (nu, *rest[2:])),
-                    *(nu, left, right, left_basis, right_basis),
-                )
-            return _Leaf(direction, mu, nu, left, right, left_basis, right_basis)
-
-        def of_leaf(name, g, *rest):
-            seen = view(name, g.shape, axes)
+        def of_leaf(name, gradient, own):
+            seen = view(name, gradient.shape, axes)
+            shaped = (gradient, own.mu, own.nu)
+            g, mu, nu = (a.astype(_accurate(a)) for a in shaped)
             if seen is None:
-                return of_matrix(g, *rest)
-            mu, nu, *sides = rest
-            leaf = seen.lift(of_matrix)(*map(seen.matrix, (g, mu, nu)), *sides)
-            shaped = {k: getattr(leaf, k).reshape(g.shape) for k in ("direction", "mu", "nu")}
-            return leaf._replace(**shaped)
+                direction, new = _step(constants, taken, g, own._replace(mu=mu, nu=nu))
+            else:
+                own = own._replace(mu=seen.matrix(mu), nu=seen.matrix(nu))
+                lifted = seen.lift(lambda g, own: _step(constants, taken, g, own))
+                direction, new = lifted(seen.matrix(g), own)
+            as_before = lambda new, old: new.reshape(old.shape).astype(old.dtype)
+            direction, mu, nu = map(as_before, (direction, new.mu, new.nu), shaped)
+            return direction, new._replace(mu=mu, nu=nu)
 
-        leaves = jax.tree.map(of_leaf, path_names(updates), updates, *state[1:])
-        outer, inner = jax.tree.structure(updates), jax.tree.structure(_Leaf(*range(7)))
-        directions, *trees = jax.tree.transpose(outer, inner, leaves)
+        tree = jax.tree.structure(updates)
+        columns = map(tree.flatten_up_to, (path_names(updates), updates, *state[1:]))
+        found = [of_leaf(name, g, _Own(*own)) for name, g, *own in zip(*columns, strict=True)]
+        trees = [tree.unflatten([own[i] for _, own in found]) for i in range(len(_Own._fields))]
         decay = jnp.where(taken > 0, weight_decay, 0.0)
-        directions = jax.tree.map(lambda d, p: (d + decay * p).astype(p.dtype), directions, params)
+        directions = jax.tree.map(
+            lambda d, p: (d + decay * p).astype(p.dtype),
+            tree.unflatten([direction for direction, _ in found]),
+            params,
+        )
         return directions, SOAPState(state.step + 1, *trees)
 
     return optax.GradientTransformation(init, update)
+
+
+def _accurate(array: Any) -> Any:
+    """Returns the type to calculate in: that of the array, or float32 if it is a shorter one."""
+    return jnp.promote_types(array.dtype, jnp.float32)
+
+
+def _step(c: _Constants, taken: jax.Array, g: jax.Array, own: _Own) -> tuple[jax.Array, _Own]:
+    """Returns the direction of a matrix or vector, and its part of the state.
+
+    Args:
+        c: the keys.
+        taken: int32 []: steps taken with this one; at 0 the direction is 0.
+        g: its gradient.
+        own: its part of the state; an empty side or basis is none.
+    """
+    count = jnp.maximum(taken, 1)
+    correction = jnp.sqrt(1 - c.b2**count) / (1 - c.b1**count)
+    mu = c.b1 * own.mu + (1 - c.b1) * g
+    nu = c.b2 * own.nu + (1 - c.b2) * _rotate(g, own.left_basis, own.right_basis) ** 2
+    rotated = _rotate(mu, own.left_basis, own.right_basis) / (jnp.sqrt(nu) + c.eps)
+    direction = correction * _rotate_back(rotated, own.left_basis, own.right_basis)
+    mu, nu, direction = jax.tree.map(
+        lambda new, old: jnp.where(taken > 0, new, old).astype(g.dtype),
+        (mu, nu, direction),
+        (own.mu, own.nu, jnp.zeros_like(g)),
+    )
+    own = own._replace(mu=mu, nu=nu)
+    average = lambda side, new: c.shampoo_beta * side + (1 - c.shampoo_beta) * new
+    if own.left.size:
+        own = own._replace(left=average(own.left, _product(g, g.T)))
+    if own.right.size:
+        own = own._replace(right=average(own.right, _product(g.T, g)))
+    if own.left.size or own.right.size:
+        turns = jnp.where(taken % c.precondition_every, _KEEP, _TURN)
+        action = jnp.where(taken == 0, _NEW, turns)
+        own = jax.lax.switch(action, (_new_bases, _turned_bases, lambda own: own), own)
+    return direction, own
 
 
 _NEW, _TURN, _KEEP = range(3)
@@ -151,15 +182,17 @@ def _rotate_back(g: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
     return _product(g, right.T) if right.size else g
 
 
-def _new_bases(nu, left, right, left_basis, right_basis):
-    """Returns the eigenvectors, by falling eigenvalue."""
+def _new_bases(own: _Own) -> _Own:
+    """Returns the state with the eigenvectors, by falling eigenvalue."""
     eigenvectors = lambda matrix: jnp.linalg.eigh(matrix)[1][:, ::-1]
-    left_basis = eigenvectors(left) if left.size else left_basis
-    right_basis = eigenvectors(right) if right.size else right_basis
-    return nu, left_basis, right_basis
+    if own.left.size:
+        own = own._replace(left_basis=eigenvectors(own.left))
+    if own.right.size:
+        own = own._replace(right_basis=eigenvectors(own.right))
+    return own
 
 
-def _turned_bases(nu, left, right, left_basis, right_basis):
+def _turned_bases(own: _Own) -> _Own:
     """Sorts the bases by their eigenvalues, as they are estimated now, and turns them.
 
     They make one step of the power iteration, followed by a QR decomposition.
@@ -170,13 +203,13 @@ def _turned_bases(nu, left, right, left_basis, right_basis):
         order = jnp.argsort(-estimates)
         return jnp.linalg.qr(_product(matrix, basis[:, order]))[0], order
 
-    if left.size:
-        left_basis, order = turned(left, left_basis)
-        nu = nu[order]
-    if right.size:
-        right_basis, order = turned(right, right_basis)
-        nu = nu[:, order]
-    return nu, left_basis, right_basis
+    if own.left.size:
+        basis, order = turned(own.left, own.left_basis)
+        own = own._replace(left_basis=basis, nu=own.nu[order])
+    if own.right.size:
+        basis, order = turned(own.right, own.right_basis)
+        own = own._replace(right_basis=basis, nu=own.nu[:, order])
+    return own
 
 
 def soap(

@@ -22,10 +22,11 @@ from lamina.platform.programs import streamed_cells, trained_cells
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, formats, storage
 from lamina.platform.reporting.clock import Clock
-from lamina.platform.sweeps import cells, planning, rivals, standings
+from lamina.platform.sweeps import cells, planning, standings
+from lamina.platform.sweeps import pairs as planned
 from lamina.platform.sweeps.engines import Engine, Runs
+from lamina.platform.sweeps.pairs import Pair
 from lamina.platform.sweeps.planning import Trial
-from lamina.platform.sweeps.rivals import Pair
 from lamina.platform.training import compiled
 from lamina.platform.training.experiment import Experiment
 
@@ -69,7 +70,7 @@ def prepare(
     del fresh
     if jax.process_count() > 1:
         raise UserError("a shoot-out runs in one process")
-    found = rivals.pairs(config, ENGINES, trust, devices, dataset)
+    found = planned.plan(config, ENGINES, trust, devices, dataset)
     return Prepared(found[0].parts, found, config, trust, devices)
 
 

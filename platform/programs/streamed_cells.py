@@ -30,13 +30,13 @@ from lamina.platform.sweeps import cells, groups, planning
 from lamina.platform.sweeps.engines import Engine, Runs
 from lamina.platform.sweeps.lanes import Member
 from lamina.platform.sweeps.members import Ended
+from lamina.platform.sweeps.pairs import Pair
 from lamina.platform.sweeps.planning import Trial
-from lamina.platform.sweeps.rivals import Pair
 from lamina.platform.training import compiled
+from lamina.platform.training import settings as training_settings
 from lamina.platform.training.experiment import Experiment
 
 ACCURACY = "average_accuracy"
-SMALLER_IS_BETTER = ("forgetting", "intransigence")
 OWN = {"steps": 0, "epochs": 0.0, "stream": {"evaluate_on": "validation"}}
 """A stream decides its length; and the test split isn't for tuning."""
 
@@ -74,9 +74,7 @@ def select(parts: Experiment, key: str) -> Callable[[str, str], tuple[str, str]]
         metric = metric or ACCURACY
         if metric not in known:
             raise UserError(f"{key} = {metric!r} isn't measured: one of {', '.join(known)}")
-        if mode == "auto":
-            mode = "min" if metric in SMALLER_IS_BETTER else "max"
-        return metric, mode
+        return metric, training_settings.better(metric, mode)
 
     return choose
 

@@ -11,8 +11,8 @@ from lamina.platform.programs.context import Context
 from lamina.platform.sweeps import cells, groups, planning, results
 from lamina.platform.sweeps.engines import Engine, Runs
 from lamina.platform.sweeps.members import Ended
+from lamina.platform.sweeps.pairs import Pair
 from lamina.platform.sweeps.planning import Group, Trial
-from lamina.platform.sweeps.rivals import Pair
 from lamina.platform.training import experiment, loading
 from lamina.platform.training.experiment import Experiment
 from lamina.sharding import rules as partition_rules

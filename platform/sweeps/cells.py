@@ -12,7 +12,7 @@ from typing import Any
 from lamina.platform.reporting import records, storage
 from lamina.platform.sweeps import scoring
 from lamina.platform.sweeps.members import Ended
-from lamina.platform.sweeps.rivals import Pair
+from lamina.platform.sweeps.pairs import Pair
 
 CELLS = "cells"
 BEST = "best"

@@ -1,21 +1,16 @@
-"""What a shoot-out compares: its vocabulary, and the trials of every workload and optimizer."""
+"""The vocabulary of the `shootout` block: workloads, optimizers, and how they are tuned."""
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
-from functools import partial
+from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
 
 from ml_collections import FrozenConfigDict
 
 from lamina.platform import config as configs
-from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.sweeps import planning, scoring, space
-from lamina.platform.sweeps.engines import Engine
-from lamina.platform.sweeps.planning import Trial
+from lamina.platform.sweeps import settings
 from lamina.platform.training import experiment
-from lamina.platform.training.experiment import Experiment
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
@@ -75,30 +70,6 @@ class Rival(NamedTuple):
     studies: int = 0
 
 
-class Pair(NamedTuple):
-    """An optimizer on a workload.
-
-    Attributes:
-        workload: its name.
-        optimizer: its name.
-        config: the resolved config of its runs, whose seeds are the fresh ones.
-        parts: of it.
-        target: to reach.
-        metric: that reaches it.
-        mode: "max" or "min".
-        studies: the trials of each, under the study's seed.
-    """
-
-    workload: str
-    optimizer: str
-    config: FrozenConfigDict
-    parts: Experiment
-    target: float
-    metric: str
-    mode: str
-    studies: tuple[tuple[Trial, ...], ...]
-
-
 def _block(kind: type, key: str, block: Any) -> Any:
     """Returns a resolved block of `shootout.workloads` or `shootout.optimizers`."""
     if not isinstance(block, Mapping | FrozenConfigDict):
@@ -132,6 +103,7 @@ def optimizers(config: FrozenConfigDict) -> dict[str, Rival]:
 
 def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
     yield from experiment.SCHEMA.contradictions(c)
+    yield from settings.not_for_trials(c, "a shoot-out")
     s = c.shootout
     for kind, block in (("workloads", s.workloads), ("optimizers", s.optimizers)):
         if not block:
@@ -150,13 +122,6 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
             yield f"shootout.optimizers.{name}.config.program: the program is the workload's"
         if own.trials < 1 or own.studies < 1:
             yield f"{name}: trials = {own.trials} and studies = {own.studies} should be 1 or more"
-    studies = max((own.studies for own in rivals.values()), default=1)
-    used = set(range(s.tuning_seed, s.tuning_seed + studies)) & set(c.seeds)
-    if used:
-        yield (
-            f"seeds = {tuple(c.seeds)} should be fresh, but the trials of a study are trained with "
-            f"{sorted(used)}: change shootout.tuning_seed"
-        )
     if not 0 <= s.seed < 2**32 or not 0 <= s.tuning_seed < 2**31:
         yield f"shootout.seed = {s.seed} and tuning_seed = {s.tuning_seed} are out of range"
     if s.at_once < 0:
@@ -176,124 +141,3 @@ def resolve(config: Any, trust: Any = configs.EVERYONE) -> FrozenConfigDict:
         UserError: lists all mistakes.
     """
     return configs.resolve(config, SCHEMA, trust)
-
-
-def changed(
-    config: Mapping[str, Any],
-    changes: Mapping[str, Any],
-    schema: configs.Schema = experiment.SCHEMA,
-) -> dict[str, Any]:
-    """Returns a config with changes: nested blocks, of which one with a `name` replaces its kind's.
-
-    Keys that every name of the kind has (such as `learning_rate` and `batch_size`) stay.
-    """
-    result = dict(config)
-    for key, value in changes.items():
-        before, kind = result.get(key), schema.kinds.get(key)
-        if isinstance(before, Mapping) and isinstance(value, Mapping):
-            if kind is not None and "name" in value:
-                shared = configs.options(kind.shared) if kind.shared is not None else {}
-                before = {k: v for k, v in before.items() if k in shared}
-            inner = changed(before, value, schema) if kind is None else {**before, **value}
-            result[key] = inner
-        else:
-            result[key] = value
-    return result
-
-
-def own_config(
-    config: FrozenConfigDict,
-    changes: Sequence[tuple[str, Mapping[str, Any]]],
-    trust: Sequence[str],
-    program: str,
-    engine: Engine,
-) -> FrozenConfigDict:
-    """Returns the config of a pair's runs, which is the shoot-out's with some changes.
-
-    Args:
-        config: of the shoot-out.
-        changes: where each stands, for messages, and what it changes.
-        trust: packages whose factories the config may name.
-        program: of the workload.
-        engine: that program, as shoot-outs see it.
-
-    Raises:
-        UserError: the changed config is wrong.
-    """
-    plain = {k: v for k, v in configs.thaw(config).items() if k != "shootout"}
-    for block in (engine.own, *(block for _, block in changes)):
-        plain = changed(plain, configs.thaw(block), engine.schema)
-    try:
-        return configs.resolve({**plain, "program": program}, engine.schema, trust)
-    except UserError as error:
-        raise UserError(f"{' and '.join(where for where, _ in changes)}: {error}") from error
-
-
-def pairs(
-    config: FrozenConfigDict,
-    engines: Mapping[str, Engine],
-    trust: Sequence[str],
-    devices: Any,
-    dataset: Dataset | None = None,
-) -> list[Pair]:
-    """Returns every optimizer on every workload, with its trials, without computing anything.
-
-    Args:
-        config: of the shoot-out.
-        engines: by the name of the program that a workload is of.
-        trust: packages whose factories the config may name.
-        devices: the devices to use.
-        dataset: of the config itself.
-
-    Raises:
-        UserError: a workload or an optimizer is wrong, or the tuning is unequal.
-    """
-    rivals, s = optimizers(config), config.shootout
-    opened = {repr(configs.thaw(config.data)): dataset} if dataset is not None else {}
-    found = []
-    for workload, block in workloads(config).items():
-        program = str(block.config.get("program", "train"))
-        if program not in engines:
-            raise UserError(
-                f"shootout.workloads.{workload}.config.program = {program!r} can't be a workload: "
-                f"one of {', '.join(sorted(engines))}"
-            )
-        engine = engines[program]
-        for optimizer, own in rivals.items():
-            where = (f"shootout.workloads.{workload}", f"shootout.optimizers.{optimizer}")
-            changes = [(where[0], block.config), (where[1], own.config)]
-            c = own_config(config, changes, trust, program, engine)
-            data = repr(configs.thaw(c.data))
-            if data not in opened:
-                opened[data] = experiment.open_dataset(c.data, trust)
-            try:
-                parts = engine.assemble(c, trust, devices, opened[data])
-                choose = engine.select(parts, f"{where[0]}.metric")
-                metric, mode = choose(block.metric, block.mode)
-            except UserError as error:
-                raise UserError(f"{workload}, {optimizer}: {error}") from error
-            domains, problems = space.read(own.space, c, "shootout.space")
-            if problems:
-                raise UserError(f"{workload}, {optimizer}: {'; '.join(problems)}")
-            points = space.draw(domains, own.trials * own.studies, s.seed, s.method)
-            studies = []
-            for study in range(own.studies):
-                seeded = planning.with_seeds(c, (s.tuning_seed + study,))
-                numbers = range(study * own.trials, (study + 1) * own.trials)
-                make = partial(
-                    planning.make_trial,
-                    config=seeded,
-                    trust=trust,
-                    schema=engine.schema,
-                    program=program,
-                )
-                studies.append(tuple(make(i, points[i]) for i in numbers))
-            found.append(
-                Pair(workload, optimizer, c, parts, block.target, metric, mode, tuple(studies))
-            )
-    if s.ranking:
-        keys = {p.optimizer: len(p.studies[0][0].values) for p in found}
-        scoring.check_equal_tuning(
-            {name: (keys[name], own.trials, own.studies) for name, own in rivals.items()}
-        )
-    return found

@@ -3,11 +3,14 @@
 After AlgoPerf (Dahl et al. 2023, arXiv 2306.07179): the time to a validation target decides, a
 target that is missed counts as infinite, and optimizers are compared by performance profiles. The
 score is the integral of a profile from 1 to `LARGEST` over `LARGEST - 1`, with ratios on a linear
-axis. Letters: optimizers O, workloads W, studies S, trials T.
+axis. A time that is NaN counts as infinite.
+
+Letters: optimizers O, workloads W, studies S, trials T.
 """
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -50,27 +53,40 @@ def study_score(trials: Sequence[Sequence[float]]) -> float:
         >>> study_score([[5.0, 3.0], [math.inf, 4.0], [math.inf, math.inf]])
         4.0
     """
-    fastest = sorted(min(study) for study in trials)
-    middle = len(fastest) // 2
-    if len(fastest) % 2 or math.isinf(fastest[middle]):
-        return fastest[middle]
-    return (fastest[middle - 1] + fastest[middle]) / 2
+    return float(_medians([np.min(_missed(study)) for study in trials]))
+
+
+def _missed(times: Sequence[float]) -> np.ndarray:
+    """Returns the times, of which NaN is infinite."""
+    data = np.asarray(times, float)
+    return np.where(np.isnan(data), np.inf, data)
+
+
+def _medians(times: Any) -> np.ndarray:
+    """Returns the medians over the last axis; between a finite and an infinite time: infinity."""
+    ordered = np.sort(_missed(times), axis=-1)
+    number = ordered.shape[-1]
+    return (ordered[..., (number - 1) // 2] + ordered[..., number // 2]) / 2
 
 
 def ratios(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
     """Returns each optimizer's time over the fastest one's, on each workload.
 
-    A workload that nobody has solved gives infinity to all.
+    A workload that nobody has solved gives infinity to all, and so does one that somebody has
+    solved in no time to all who took any.
 
     Args:
         times: optimizer to workload to time.
     """
     workloads = next(iter(times.values())).keys()
-    best = {w: min(own[w] for own in times.values()) for w in workloads}
-    return {
-        name: {w: own[w] / best[w] if math.isfinite(own[w]) else math.inf for w in workloads}
-        for name, own in times.items()
-    }
+    best = {w: float(np.min(_missed([own[w] for own in times.values()]))) for w in workloads}
+
+    def ratio(time: float, least: float) -> float:
+        if not math.isfinite(time):
+            return math.inf
+        return time / least if least else (math.inf if time else 1.0)
+
+    return {name: {w: ratio(own[w], best[w]) for w in workloads} for name, own in times.items()}
 
 
 def profile(own: Sequence[float], tau: Sequence[float]) -> list[float]:
@@ -119,9 +135,13 @@ def bootstrap(
     data = np.asarray(values, float)
     generator = np.random.Generator(np.random.Philox(key=seed))
     places = generator.integers(0, len(data), (draws, len(data)))
-    middle = np.sort(data[places], axis=1)[:, (len(data) - 1) // 2]
+    return _interval(_medians(data[places]), level)
+
+
+def _interval(values: Any, level: float) -> tuple[float, float]:
+    """Returns the percentiles that leave out half of `1 - level` at either end."""
     tail = (1 - level) / 2
-    low, high = np.quantile(middle, [tail, 1 - tail], method="inverted_cdf")
+    low, high = np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
     return float(low), float(high)
 
 
@@ -145,7 +165,7 @@ def bootstrap_scores(
 
     def resampled(values: Sequence[float]) -> float:
         places = generator.integers(0, len(values), len(values))
-        return float(np.sort(np.asarray(values, float)[places])[(len(values) - 1) // 2])
+        return float(_medians(np.asarray(values, float)[places]))
 
     for _ in range(draws):
         times = {
@@ -154,12 +174,7 @@ def bootstrap_scores(
         }
         for name, score in scores(times).items():
             found[name].append(score)
-    tail = (1 - level) / 2
-    low_high = lambda values: np.quantile(values, [tail, 1 - tail], method="inverted_cdf")
-    return {
-        name: (float(low), float(high))
-        for name, (low, high) in zip(found, map(low_high, found.values()), strict=True)
-    }
+    return {name: _interval(values, level) for name, values in found.items()}
 
 
 def without_each(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str, float]]:
@@ -180,6 +195,8 @@ def without_each(times: Mapping[str, Mapping[str, float]]) -> dict[str, dict[str
 def winner(seeds: Mapping[str, Sequence[float]]) -> str:
     """Returns the optimizer whose interval lies below those of all others, or "" if none does.
 
+    Who is alone has won nothing.
+
     Args:
         seeds: optimizer to the time of each seed on one workload.
 
@@ -190,25 +207,49 @@ def winner(seeds: Mapping[str, Sequence[float]]) -> str:
     intervals = {name: bootstrap(values) for name, values in seeds.items()}
     first = min(intervals, key=lambda name: intervals[name][1])
     others = [low for name, (low, _) in intervals.items() if name != first]
-    return first if all(intervals[first][1] < low for low in others) else ""
+    return first if others and intervals[first][1] < min(others) else ""
 
 
-def check_equal_tuning(budgets: Mapping[str, tuple[int, int, int]]) -> None:
+class Tuning(NamedTuple):
+    """How an optimizer is tuned.
+
+    Attributes:
+        space: key that is searched to how wide, in words that can be compared.
+        trials: points of a study.
+        studies: independent searches.
+    """
+
+    space: Mapping[str, str]
+    trials: int
+    studies: int
+
+
+def check_equal_tuning(tunings: Mapping[str, Tuning]) -> None:
     """Refuses to rank optimizers that were tuned unequally.
 
+    Search spaces are equal if they have as many keys, and are equally wide in those that they
+    share: where a range lies is a matter of the optimizer, how much of it is tried isn't.
+
     Args:
-        budgets: optimizer to (dimensions of its search space, trials, studies).
+        tunings: optimizer to how it is tuned.
 
     Raises:
         UserError: they differ.
     """
-    different = {budget: name for name, budget in reversed(list(budgets.items()))}
-    if len(different) > 1:
-        shown = "; ".join(
-            f"{name}: {keys} keys, {trials} trials, {studies} studies"
-            for (keys, trials, studies), name in different.items()
-        )
-        raise UserError(
-            f"optimizers that were tuned unequally can't be ranked ({shown}): give all of them "
-            "search spaces with as many keys, and as many trials and studies"
-        )
+
+    def refuse(different: Mapping[Any, str], shown: Callable[[Any], str]) -> None:
+        if len(different) > 1:
+            told = "; ".join(f"{name}: {shown(value)}" for value, name in different.items())
+            raise UserError(
+                f"optimizers that were tuned unequally can't be ranked ({told}): give all of them "
+                "search spaces with as many keys, of the same width, and as many trials and studies"
+            )
+
+    first = lambda of: {of(own): name for name, own in reversed(list(tunings.items()))}
+    refuse(
+        first(lambda own: (len(own.space), own.trials, own.studies)),
+        lambda budget: "{} keys, {} trials, {} studies".format(*budget),
+    )
+    for key in dict.fromkeys(key for own in tunings.values() for key in own.space):
+        widths = {own.space[key]: name for name, own in tunings.items() if key in own.space}
+        refuse(widths, lambda width, key=key: f"{key} {width}")

@@ -58,12 +58,17 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
         yield f"sweep.seed = {s.seed} should lie between 0 and 2**32 - 1"
     if s.metric.startswith("test/"):
         yield f"sweep.metric = {s.metric!r}: the test split isn't for selection, use validation/..."
+    yield from not_for_trials(c, "a sweep")
+
+
+def not_for_trials(c: FrozenConfigDict, program: str) -> Iterable[str]:
+    """Yields what a config asks for that trials beside each other can't have."""
     if c.early_stopping.metric:
-        yield "early_stopping isn't for a sweep: all trials get the same number of steps"
+        yield f"early_stopping isn't for {program}: all trials get the same number of steps"
     if c.checkpoint.best:
-        yield "checkpoint.best isn't for a sweep: trials are compared where they end"
+        yield f"checkpoint.best isn't for {program}: trials are compared where they end"
     if c.debug.check_nans or c.debug.overfit_one_batch:
-        yield "debug isn't for a sweep: run a trial of it alone"
+        yield f"debug isn't for {program}: run a trial of it alone"
 
 
 SCHEMA = experiment.SCHEMA._replace(

@@ -53,6 +53,20 @@ class Domain(NamedTuple):
         """Whether it is a range of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)
 
+    @property
+    def width(self) -> str:
+        """How much there is to try, wherever it lies.
+
+        Example:
+            >>> Domain("a", low=1e-3, high=1.0, scale="log").width
+            'over a factor of 1000'
+        """
+        if self.values:
+            return f"of {len(self.values)} values"
+        if self.scale == "log":
+            return f"over a factor of {self.high / self.low:.{_SIGNIFICANT}g}"
+        return f"over a width of {self.high - self.low:.{_SIGNIFICANT}g}"
+
     def at(self, place: float) -> Any:
         """Returns the value at a place in [0, 1).
 

@@ -8,7 +8,7 @@ from typing import Any
 from lamina.platform.reporting import records
 from lamina.platform.sweeps import cells, scoring
 from lamina.platform.sweeps.cells import Cell
-from lamina.platform.sweeps.rivals import Pair
+from lamina.platform.sweeps.pairs import Pair
 from lamina.platform.training import layout
 
 CLOCKS = ("steps", "seconds")

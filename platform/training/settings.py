@@ -247,7 +247,10 @@ class Debug(NamedTuple):
     check_nans: bool = False
 
 
-SMALLER_IS_BETTER = ("loss", "error", "perplexity", "bits", "mse", "mae")
+SMALLER_IS_BETTER = (
+    *("loss", "error", "perplexity", "bits", "mse", "mae"),
+    *("forgetting", "intransigence"),
+)
 """Words in the names of metrics of which the smallest value is best."""
 
 

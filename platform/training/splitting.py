@@ -4,7 +4,7 @@ from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
 from lamina.platform.errors import UserError
-from lamina.platform.optimizers import weights
+from lamina.platform.optimizers import rules, weights
 from lamina.platform.optimizers.islands.method import Exchange, Method, Rounds
 from lamina.platform.training.state import TrainState
 from lamina.sharding import mesh as meshes
@@ -47,6 +47,11 @@ def check_islands(c: FrozenConfigDict, method: Method | None, state: TrainState)
     """
     if isinstance(method, Exchange) and c.precision == "float16":
         raise UserError(f"islands.name = {c.islands.name!r}: float16 isn't for it, use bfloat16")
+    if isinstance(method, Exchange) and c.optimizer.name in rules.WHOLE:
+        raise UserError(
+            f"optimizer.name = {c.optimizer.name!r} evaluates the loss, of which an island of "
+            f"islands.name = {c.islands.name!r} knows its part alone: take another optimizer"
+        )
     own = state.islands.get("optimizer_state")
     if isinstance(method, Rounds) and any(map(weights.keeps_average, (own, state.optimizer_state))):
         raise UserError(
@@ -56,10 +61,10 @@ def check_islands(c: FrozenConfigDict, method: Method | None, state: TrainState)
 
 
 def activations(
-    rules: partition_rules.Rules, mesh: Mesh, method: Method | None
+    layout: partition_rules.Rules, mesh: Mesh, method: Method | None
 ) -> dict[str, tuple[str, ...]]:
     """Returns what splits activations; on an island the mesh axis of the islands doesn't."""
-    found = partition_rules.of_activations(rules, mesh)
+    found = partition_rules.of_activations(layout, mesh)
     if method is None:
         return found
     return {name: tuple(a for a in axes if a != "replica") for name, axes in found.items()}

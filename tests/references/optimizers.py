@@ -6,6 +6,7 @@ prodigyopt and core-optimizer:
     python tests/references/optimizers.py
 
 The gradients don't depend on the parameters, so that a difference in a step stays what it is.
+PyTorch's Muon iterates in bfloat16, which says nothing beyond the second digit: here it doesn't.
 """
 
 import importlib.metadata
@@ -22,19 +23,20 @@ import torch
 STEPS, RATE = 24, 0.05
 KEPT = (1, 2, 3, 12, 24)  # the steps after which the parameters are written
 SHAPES = {"matrix": (4, 4), "vector": (5,)}
+OBLONG = {"wide": (3, 6), "tall": (7, 2)}  # [outputs, inputs], as PyTorch has its kernels
 
 
-def problem():
+def problem(shapes):
     """Returns the first parameters and the gradients of each step."""
     rng = np.random.default_rng(0)
-    start = {name: rng.normal(size=shape) for name, shape in SHAPES.items()}
-    grads = {name: rng.normal(size=(STEPS, *shape)) for name, shape in SHAPES.items()}
+    start = {name: rng.normal(size=shape) for name, shape in shapes.items()}
+    grads = {name: rng.normal(size=(STEPS, *shape)) for name, shape in shapes.items()}
     return start, grads
 
 
-def trajectory(make, evaluate=None):
+def trajectory(make, evaluate=None, shapes=SHAPES):
     """Returns each parameter after the kept steps, and the evaluation weights with `evaluate`."""
-    start, grads = problem()
+    start, grads = problem(shapes)
     params = {name: torch.nn.Parameter(torch.tensor(value)) for name, value in start.items()}
     optimizer = make(list(params.values()))
     if hasattr(optimizer, "train"):
@@ -117,20 +119,36 @@ CASES = {
 }
 
 
-def main() -> None:
-    """Runs every case and writes the file beside this one."""
-    torch.set_default_dtype(torch.float64)
-    start, grads = problem()
+def muon(scale):
+    return lambda p: torch.optim.Muon(p, RATE, weight_decay=0.1, adjust_lr_fn=scale)
+
+
+OBLONG_CASES = {
+    "muon": (muon("original"), "torch"),
+    "muon rms": (muon("match_rms_adamw"), "torch"),
+}
+
+
+def written(cases, shapes):
+    """Returns a problem and what each case makes of it, as plain lists."""
+    start, grads = problem(shapes)
     found = {
-        "kept": KEPT,
         "start": {name: value.tolist() for name, value in start.items()},
         "grads": {name: value.tolist() for name, value in grads.items()},
         "cases": {},
     }
-    for name, (make, package) in CASES.items():
+    for name, (make, package) in cases.items():
         version = importlib.metadata.version(package)
-        path = trajectory(make, evaluate=name.startswith("schedule_free"))
+        path = trajectory(make, evaluate=name.startswith("schedule_free"), shapes=shapes)
         found["cases"][name] = {"package": f"{package} {version}", "path": path}
+    return found
+
+
+def main() -> None:
+    """Runs every case and writes the file beside this one."""
+    torch.set_default_dtype(torch.float64)
+    torch.Tensor.bfloat16 = torch.Tensor.clone  # Muon's, which changes its copy in place
+    found = {"kept": KEPT, **written(CASES, SHAPES), "oblong": written(OBLONG_CASES, OBLONG)}
     text = json.dumps(found, separators=(",", ":"))
     Path(__file__).with_suffix(".json").write_text(text + "\n")
 

@@ -35,14 +35,15 @@ def encode_int8(x: jax.Array) -> tuple[jax.Array, jax.Array]:
     """Returns int8 codes and their float32 scales, one for each index of the last dimension.
 
     `scale = max |x| / 127` over the other dimensions (over all of a vector), and
-    `code = round(x / scale)`, so that decoding is wrong by at most half a scale.
+    `code = round(x / scale)`, so that decoding is wrong by at most half a scale. Where something
+    isn't finite the scale isn't either, so that what has diverged arrives as such.
 
     Args:
         x: float [...].
     """
     over = tuple(range(max(x.ndim - 1, 1))) if x.ndim else ()
-    largest = jnp.max(jnp.abs(x), axis=over, keepdims=True)
-    scale = jnp.where(largest > 0, largest / _LARGEST_CODE, 1.0).astype(x.dtype)
+    largest = jnp.max(jnp.abs(x), axis=over, keepdims=True, initial=0.0).astype(jnp.float32)
+    scale = jnp.where(largest == 0, 1.0, largest / _LARGEST_CODE)
     return jnp.round(x / scale).astype(jnp.int8), scale
 
 

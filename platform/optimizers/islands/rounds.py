@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from types import MappingProxyType
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 import optax
 
 from lamina.platform.errors import UserError
@@ -58,6 +60,7 @@ def diloco(
         transformation = table.create(keys.pop("name"), keys.pop("learning_rate"), **keys)
     except UserError as error:
         raise UserError(f"islands.outer: {error}") from error
+    _check_outer(transformation, outer["name"])
     return _rounds(whole, number, every, transformation, compression)
 
 
@@ -83,6 +86,18 @@ def local_sgd(
         https://arxiv.org/abs/1805.09767; McMahan et al. 2016, https://arxiv.org/abs/1602.05629
     """
     return _rounds(whole, number, every, optax.sgd(1.0), compression)
+
+
+def _check_outer(outer: optax.GradientTransformation, name: Any) -> None:
+    """Refuses an optimizer that asks for more than gradients and parameters."""
+    kernel = {"kernel": jax.ShapeDtypeStruct((2, 2), jnp.float32)}
+    try:
+        jax.eval_shape(lambda x: outer.update(x, outer.init(x), x), kernel)
+    except (TypeError, ValueError, AssertionError) as error:
+        raise UserError(
+            f"islands.outer.name = {name!r} asks for the loss, which isn't known where islands "
+            "meet: take an optimizer of gradients alone, such as 'sgd'"
+        ) from error
 
 
 def _rounds(

@@ -27,7 +27,9 @@ def follow():
 
         def body(carry, grad):
             params, state = carry
-            updates, state = optimizer.update(grad, state, params, value=jnp.sum(params["vector"]))
+            updates, state = optimizer.update(
+                grad, state, params, value=jnp.sum(jax.tree.leaves(params)[-1])
+            )
             params = optax.apply_updates(params, updates)
             return (params, state), params
 

@@ -70,6 +70,18 @@ def test_a_code_of_eight_bits_is_wrong_by_at_most_half_a_scale():
     assert (np.asarray(compression.decode_int8(*compression.encode_int8(0 * x))) == 0).all()
 
 
+def test_a_code_keeps_zeros_and_tells_what_is_not_finite():
+    arrives = lambda x: np.asarray(compression.decode_int8(*compression.encode_int8(x)))
+    for dtype in (jnp.float32, jnp.bfloat16):
+        np.testing.assert_array_equal(arrives(jnp.zeros((3, 2), dtype)), 0)
+    assert arrives(jnp.zeros((0, 2))).shape == (0, 2)
+    assert np.isfinite(arrives(jnp.array([3e38, -1e38]))).all()
+    column = arrives(jnp.array([[jnp.nan, 1.0], [2.0, 1.0]]))
+    assert np.isnan(column[:, 0]).all()
+    np.testing.assert_allclose(column[:, 1], 1.0)
+    assert not np.isfinite(arrives(jnp.array([jnp.inf, 1.0]))).any()
+
+
 def test_bytes_are_those_of_the_arrays_that_are_sent():
     tree = {name: jnp.asarray(x, jnp.float32) for name, x in START.items()}
     for name, code in compression.COMPRESSIONS.items():
@@ -176,6 +188,9 @@ def test_a_bad_outer_optimizer_and_bad_numbers_are_refused():
         diloco(whole, number=2, outer={"name": "sdg", "learning_rate": 1.0})
     with pytest.raises(UserError, match=r"islands.outer.learning_rate is missing"):
         diloco(whole, number=2, outer={"name": "sgd"})
+    for name in ("lbfgs", "momo", "polyak_sgd", "sophia"):
+        with pytest.raises(UserError, match=f"islands.outer.name = '{name}' asks for the loss"):
+            diloco(whole, number=2, outer={"name": name, "learning_rate": 1.0})
     with pytest.raises(ValueError, match="every = 0 should be at least 1 step"):
         local_sgd(whole, number=2, every=0)
     with pytest.raises(ValueError, match="number = 0"):

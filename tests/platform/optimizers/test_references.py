@@ -75,6 +75,17 @@ def test_equals_an_independent_implementation(case, reference, follow):
 
 
 @pytest.mark.usefixtures("x64")
+@pytest.mark.parametrize(("case", "scale"), [("muon", "spectral"), ("muon rms", "rms")])
+def test_muon_equals_pytorchs_on_kernels_the_other_way_round(case, scale, follow):
+    oblong = REFERENCE["oblong"]
+    ours = lambda values: np.swapaxes(np.array(values), -1, -2)  # [..., inputs, outputs]
+    start, grads = ({n: ours(v) for n, v in oblong[key].items()} for key in ("start", "grads"))
+    path, _ = follow(create("muon", A, scale=scale, weight_decay=WD), start, grads)
+    for leaf, expected in oblong["cases"][case]["path"].items():  # eps stands elsewhere there
+        np.testing.assert_allclose(path[leaf][KEPT], ours(expected), rtol=0, atol=1e-6)
+
+
+@pytest.mark.usefixtures("x64")
 @pytest.mark.parametrize("case", DIFFERENT)
 def test_differs_from_pytorch_as_the_convention_says(case, reference, follow):
     name, keys, first, least = DIFFERENT[case]

@@ -232,6 +232,10 @@ BAD = {
         DILOCO,
         {"optimizer": {"name": "schedule_free_sgd", "learning_rate": 0.1}},
     ),
+    "an island of islands.name = 'demo' knows its part alone": (
+        METHODS["demo"],
+        {"optimizer": {"name": "sophia", "learning_rate": 0.1}},
+    ),
     "float16 isn't for it": (METHODS["demo"], {"precision": "float16"}),
 }
 

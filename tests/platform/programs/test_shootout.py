@@ -196,12 +196,27 @@ WIDER = {
     },
 }
 
+DENSER = {
+    "sgd": {},
+    "adamw": {
+        "space": {"optimizer": {"learning_rate": {"low": 1e-3, "high": 1.0, "scale": "log"}}}
+    },
+}
+
+
+def against_sgd(**config):
+    return {"sgd": {}, "adamw": {"config": config}}
+
 
 @pytest.mark.parametrize(
     ("changes", "own", "message"),
     [
         ({"optimizers": UNEQUAL}, {}, r"tuned unequally can't be ranked .*9 trials"),
         ({"optimizers": WIDER}, {}, r"tuned unequally can't be ranked .*2 keys"),
+        ({"optimizers": DENSER}, {}, r"sgd: optimizer\.learning_rate over a factor of 100000"),
+        ({"optimizers": against_sgd(steps=80)}, {}, r"steps is 80 for adamw and 40 for sgd"),
+        ({"optimizers": against_sgd(seeds=(0, 1))}, {}, r"seeds is .* for adamw and"),
+        ({"optimizers": against_sgd(data={"batch_size": 64})}, {}, r"batch_size is 64 for adamw"),
         ({"optimizers": {}}, {}, r"shootout\.optimizers is empty"),
         ({"optimizers": {"a/b": {}}}, {}, "a/b"),
         ({"optimizers": {"a": {"speed": 1}}}, {}, r"shootout\.optimizers\.a: speed is not a key"),
@@ -211,6 +226,7 @@ WIDER = {
         ({"space": {"optimizer": {"lr": (1.0,)}}}, {}, r"shootout\.space\.optimizer\.lr"),
         ({"tuning_seed": 1}, {}, "should be fresh"),
         ({}, {"evaluation": {"every": 0}}, "can't tell when a target is met"),
+        ({}, {"early_stopping": {"metric": "validation/loss"}}, "isn't for a shoot-out"),
     ],
 )
 def test_a_mistake_is_told_before_there_is_a_folder(tmp_path, changes, own, message):

@@ -15,7 +15,7 @@ from lamina.platform.incremental import metrics
 from lamina.platform.programs import shootout, streamed_cells
 from lamina.platform.reporting import folder
 from lamina.platform.run import restore, run
-from lamina.platform.sweeps import cells, rivals
+from lamina.platform.sweeps import cells, pairs, rivals
 
 ER = {
     "program": "incremental",
@@ -120,7 +120,7 @@ def test_scores_of_the_whole_stream_are_known_at_its_end(finished):
     config = rivals.resolve(make_config())
     root, _, _ = finished
     devices = jax.devices()[:1]
-    pair = rivals.pairs(config, shootout.ENGINES, configs.EVERYONE, devices)[0]
+    pair = pairs.plan(config, shootout.ENGINES, configs.EVERYONE, devices)[0]
     number = study(root, "adam")[0]["trial"]
     path = root / f"cells/stream/adam/study_0/{number:03d}"
     trial = pair.studies[0][number]

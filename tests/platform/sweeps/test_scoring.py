@@ -49,6 +49,20 @@ def test_scores_do_not_depend_on_the_unit_of_time():
     assert scoring.scores(times) == pytest.approx(scoring.scores(scaled))
 
 
+def test_what_is_not_a_number_is_a_miss_wherever_it_stands():
+    missed, nan = math.inf, math.nan
+    assert scoring.study_score([[nan, 4.0], [4.0, nan], [nan, nan]]) == 4.0
+    times = {"a": {"x": nan}, "b": {"x": 2.0}, "c": {"x": 4.0}}
+    assert scoring.ratios(times) == {"a": {"x": missed}, "b": {"x": 1.0}, "c": {"x": 2.0}}
+    assert scoring.scores(dict(reversed(times.items()))) == scoring.scores(times)
+    assert scoring.bootstrap([nan, nan]) == (missed, missed)
+
+
+def test_ties_share_the_best_score_and_no_time_at_all_is_the_fastest():
+    times = {"a": {"x": 0.0, "y": 3.0}, "b": {"x": 0.0, "y": 3.0}, "c": {"x": 1.0, "y": 3.0}}
+    assert scoring.scores(times) == {"a": 1.0, "b": 1.0, "c": 0.5}
+
+
 def test_a_bootstrap_interval_holds_the_median_and_is_a_point_for_equal_values():
     assert scoring.bootstrap([3.0] * 5) == (3.0, 3.0)
     low, high = scoring.bootstrap([1.0, 2.0, 3.0, 4.0, math.inf])
@@ -57,10 +71,17 @@ def test_a_bootstrap_interval_holds_the_median_and_is_a_point_for_equal_values()
 
 
 def test_unequal_tuning_is_not_ranked():
-    scoring.check_equal_tuning({"a": (2, 5, 1), "b": (2, 5, 1)})
-    for other in ((3, 5, 1), (2, 6, 1), (2, 5, 3)):
+    one = scoring.Tuning({"rate": "over a factor of 1000", "decay": "of 2 values"}, 5, 1)
+    same = one._replace(space={"rate": "over a factor of 1000", "momentum": "of 4 values"})
+    scoring.check_equal_tuning({"a": one, "b": same, "c": one})
+    for other in (
+        one._replace(space={"rate": "over a factor of 1000"}),
+        one._replace(space={**one.space, "rate": "over a factor of 10"}),
+        one._replace(trials=6),
+        one._replace(studies=3),
+    ):
         with pytest.raises(UserError, match="can't be ranked"):
-            scoring.check_equal_tuning({"a": (2, 5, 1), "b": other})
+            scoring.check_equal_tuning({"a": one, "b": same, "c": other})
 
 
 def test_leaving_a_workload_out_scores_the_rest():
@@ -86,7 +107,13 @@ def test_an_interval_of_a_score_holds_it_and_is_a_point_without_noise():
     assert scoring.bootstrap_scores(fixed) == {"a": (1.0, 1.0), "b": (0.5, 0.5)}
 
 
+def test_an_even_number_of_seeds_has_the_median_of_its_middle_two():
+    assert scoring.bootstrap([1.0, 1.0, 3.0, 3.0], level=0.0) == (2.0, 2.0)
+    assert scoring.bootstrap([1.0, math.inf])[1] == math.inf
+
+
 def test_who_wins_is_apart_from_all_others():
+    assert scoring.winner({"a": [1.0, 1.1, 1.2]}) == ""
     assert scoring.winner({"a": [1.0, 1.1, 1.2], "b": [1.15, 2.0, 3.0]}) == ""
     assert scoring.winner({"a": [5.0, 5.1, 5.2], "b": [1.0, 2.0, 3.0]}) == "b"
     assert scoring.winner({"a": [math.inf] * 3, "b": [math.inf] * 3}) == ""
