@@ -2,13 +2,15 @@
 
 import ast
 import contextlib
+import signal
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 from lamina.platform.commands import arguments as parsing
 from lamina.platform.commands.arguments import Flag
-from lamina.platform.errors import UserError
+from lamina.platform.errors import InterruptedRun, UserError
 
 FLAGS = {
     "method": Flag("", "such as linear, slerp, task_arithmetic, ties, ties_per_tensor, dare"),
@@ -18,6 +20,7 @@ FLAGS = {
     "set": Flag((), "the method's keys: --set=density=0.2,scale=0.7"),
     "weights": Flag((), "a number for each model"),
     "dtype": Flag("", "float32, float16 or bfloat16; default: as the base or the first model"),
+    "statistics": Flag((), "for method fisher: a file of each model's, as statistics.save writes"),
     "align": Flag(False, "match the units of all to the base's or the first's before (runs only)"),
     "dry_run": Flag(False, "check everything that headers tell, and write nothing"),
     "trust": Flag((), "packages whose factories the runs' configs may name"),
@@ -46,7 +49,7 @@ def main(arguments: Sequence[str]) -> int:
 
     prepared = merge.prepare(
         flags["method"],
-        dict(_setting(text) for text in flags["set"]),
+        _settings(flags["set"]),
         models=flags["models"],
         base=flags["base"],
         weights=[_number(text) for text in flags["weights"]],
@@ -54,6 +57,7 @@ def main(arguments: Sequence[str]) -> int:
         out=flags["out"],
         trust=tuple(flags["trust"]),
         align=flags["align"],
+        statistics=flags["statistics"],
     )
     layouts = prepared.layouts.values()
     size = sum(layout.nbytes for layout in layouts)
@@ -62,16 +66,47 @@ def main(arguments: Sequence[str]) -> int:
         print(f"would merge {what}")
         return 0
     start = time.monotonic()
-    with contextlib.closing(merge.Progress(prepared.elements)) as progress:
+    with _stoppable(), contextlib.closing(merge.Progress(prepared.elements)) as progress:
         files.run(prepared, progress)
     print(f"merged {what} in {time.monotonic() - start:.1f} s")
     return 0
+
+
+@contextlib.contextmanager
+def _stoppable() -> Iterator[None]:
+    """Lets SIGTERM and SIGINT end the body as an error does, so that it cleans up."""
+
+    def stop(number: int, frame: object) -> None:
+        del frame
+        raise InterruptedRun(
+            f"stopped by {signal.Signals(number).name}: nothing was written, the same command "
+            "merges again"
+        )
+
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _dashes(argument: str) -> str:
     """`--dry-run` as absl would have it, `--dry_run`."""
     name, given, value = argument.partition("=")
     return name.replace("--dry-run", "--dry_run") + given + value
+
+
+def _settings(texts: Sequence[str]) -> dict[str, Any]:
+    settings: dict[str, Any] = {}
+    for key, value in map(_setting, texts):
+        if key in settings:
+            raise UserError(f"--set gives {key} twice: {settings[key]!r} and {value!r}")
+        settings[key] = value
+    return settings
 
 
 def _setting(text: str) -> tuple[str, Any]:

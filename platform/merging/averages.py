@@ -5,7 +5,7 @@ Letters: M_t models, B base, D_t = M_t - B, w_t weights, T the number of models.
 
 from collections.abc import Sequence
 
-from lamina.platform.merging.method import Array, Method, Numbers, weighted_sum
+from lamina.platform.merging.method import Array, Method, Numbers, fraction, weighted_sum
 
 
 def linear(*, normalize: bool = True) -> Method:
@@ -49,9 +49,14 @@ def slerp(*, t: float = 0.5, tolerance: float = 5e-4) -> Method:
     With a zero tensor the angle is taken as a right one, as mergekit does.
 
     Args:
-        t: 0 gives the first model, 1 the second. Default: 0.5.
-        tolerance: parallel is `|cos o| > 1 - tolerance`. Default: 5e-4, as mergekit's.
+        t: in [0, 1]: 0 gives the first model, 1 the second. Default: 0.5.
+        tolerance: in [0, 1]; parallel is `|cos o| >= 1 - tolerance`. Default: 5e-4, as mergekit's.
+
+    Raises:
+        ValueError: t or the tolerance is out of range.
     """
+    fraction("t", t, zero=True)
+    fraction("tolerance", tolerance, zero=True)
 
     def measure(xp: Numbers, models, base) -> Array:
         first, second = models
@@ -62,7 +67,7 @@ def slerp(*, t: float = 0.5, tolerance: float = 5e-4) -> Method:
         norms = xp.sqrt(sums[0]) * xp.sqrt(sums[1])
         zero = norms == 0
         cosine = sums[2] / xp.where(zero, number(1), norms)
-        parallel = xp.abs(cosine) > number(1 - tolerance)
+        parallel = xp.abs(cosine) >= number(1 - tolerance)
         angle = xp.arccos(xp.where(parallel, number(0), cosine))
         sine = xp.sin(angle)
         first = xp.where(parallel, number(1 - t), xp.sin(number(1 - t) * angle) / sine)
@@ -73,7 +78,7 @@ def slerp(*, t: float = 0.5, tolerance: float = 5e-4) -> Method:
         return weighted_sum(models, numbers)
 
     return Method(
-        combine, base=False, weighted=False, least=2, most=2, measure=measure, settle=settle
+        combine, base=False, weighted="none", least=2, most=2, measure=measure, settle=settle
     )
 
 
@@ -111,7 +116,7 @@ def model_stock() -> Method:
     return Method(
         combine,
         base=True,
-        weighted=False,
+        weighted="none",
         normalize=True,
         least=2,
         measure=measure,

@@ -14,8 +14,22 @@ from lamina.platform.checkpoints.safetensors import Layout
 from lamina.platform.errors import UserError
 from lamina.platform.merging import streaming, table
 from lamina.platform.merging.method import Method
-from lamina.platform.merging.output import RECIPE, Files, Stage, carry_over, check_place
-from lamina.platform.merging.sources import SINGLE, Source, check_fit
+from lamina.platform.merging.output import (
+    RECIPE,
+    Files,
+    Stage,
+    carry_over,
+    check_place,
+    other_files,
+)
+from lamina.platform.merging.sources import (
+    FLOATS,
+    SINGLE,
+    STATISTICS,
+    Source,
+    check_fit,
+    local_path,
+)
 
 DTYPES = {
     "float32": np.dtype(np.float32),
@@ -41,6 +55,7 @@ class Recipe(NamedTuple):
             the first model.
         metadata: for the header of a single file.
         aligned: whether the models' units were matched before.
+        statistics: what each model comes with, of a method that needs it.
     """
 
     name: str
@@ -51,6 +66,7 @@ class Recipe(NamedTuple):
     dtype: str = ""
     metadata: Mapping[str, str] | None = None
     aligned: bool = False
+    statistics: Sequence[Source] = ()
 
 
 class Prepared(NamedTuple):
@@ -86,7 +102,10 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
     """
     method = table.bind(recipe.name, recipe.keys)
     if not isinstance(method, Method):
-        raise UserError(f"{recipe.name} isn't leaf-wise: it merges trees, not files")
+        raise UserError(
+            f"{recipe.name} isn't leaf-wise: it merges trees, not files. In Python it is "
+            f"merging.create({recipe.name!r})(models, ...), or a method of the program merge"
+        )
     if method.base and recipe.base is None:
         raise UserError(f"{recipe.name} needs --base: what the models were fine-tuned from")
     if recipe.dtype and recipe.dtype not in DTYPES:
@@ -95,25 +114,43 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
         weights = method.weights(len(recipe.models), recipe.weights or None)
     except ValueError as error:
         raise UserError(f"{recipe.name}: {error}") from error
+    _check_statistics(recipe, method.needs)
     base = [recipe.base] if method.base and recipe.base is not None else []
-    sources = [*base, *recipe.models]
+    sources = [*base, *recipe.models, *recipe.statistics]
     check_fit(sources)
     planned = streaming.plan(sources, bool(base), whole=method.whole is not None)
     layouts = {}
     for name, tensor in sources[0].tensors.items():
         given = DTYPES[recipe.dtype] if recipe.dtype else tensor.dtype
-        merged = all(source.tensors[name].dtype in streaming.FLOATS for source in sources)
-        layouts[name] = Layout(tuple(tensor.shape), given if merged else tensor.dtype)
+        layouts[name] = Layout(
+            tuple(tensor.shape), given if tensor.dtype in FLOATS else tensor.dtype
+        )
     if not out:
         raise UserError("--out is missing: a folder, or a file that ends in .safetensors")
-    path = pathlib.Path(out).expanduser()
+    path = local_path(out)
     folder = path.suffix != ".safetensors"
     if folder and not sources[0].shards:
         raise UserError(f"--out={out}: runs are merged to one file, such as {path}.safetensors")
     check_place(path, [*sources, *([recipe.base] if recipe.base else [])], folder)
+    if folder and sources[0].folder is not None:
+        other_files(sources[0].folder)
     size = sum(piece.last - piece.first for piece in planned.pieces)
     total = size * streaming.passes(method)
     return Prepared(recipe, method, planned, weights, layouts, path, folder, total)
+
+
+def _check_statistics(recipe: Recipe, needs: str) -> None:
+    if needs and len(recipe.statistics) != len(recipe.models):
+        raise UserError(
+            f"{recipe.name} needs --statistics: for each model a file of its {needs}, as "
+            "lamina.platform.merging.statistics.save writes it"
+        )
+    if recipe.statistics and not needs:
+        raise UserError(f"{recipe.name} takes no --statistics")
+    for source in recipe.statistics:
+        kind = next(iter(source.metadata.values()), {}).get(STATISTICS, "a model")
+        if kind != needs:
+            raise UserError(f"{source.path} holds no {needs}: {kind}")
 
 
 def run(
@@ -179,15 +216,17 @@ def _manifest(
         fingerprint = _UNKNOWN if checks is None else _fingerprint(source, checks[number])
         entries.append({"path": source.path, "sha256": fingerprint})
     base = [entries.pop(0)] if prepared.planned.base else []
+    models, statistics = entries[: len(recipe.models)], entries[len(recipe.models) :]
     found: dict[str, Any] = {
         "lamina": metadata.version("lamina"),
         "method": recipe.name,
         "keys": dict(recipe.keys),
         "weights": list(recipe.weights),
         "dtype": recipe.dtype,
-        "models": entries,
+        "models": models,
     }
     found |= {"base": base[0]} if base else {}
+    found |= {"statistics": statistics} if statistics else {}
     return found | ({"aligned": True} if recipe.aligned else {})
 
 

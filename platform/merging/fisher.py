@@ -1,17 +1,13 @@
-"""Fisher merging, and the diagonal Fisher information of a model that it weighs by.
+"""The diagonal Fisher information of a model, by which Fisher merging weighs it.
 
-Letters: N examples, C classes, T models.
+Letters: N examples, C classes.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
-
-from lamina.platform.merging import mergers
-from lamina.platform.merging.mergers import Merger
-from lamina.platform.merging.method import Method
 
 Tree = Any
 Labels = Literal["sampled", "empirical", "exact"]
@@ -82,53 +78,3 @@ def chunked(rows: Tree, most: int) -> Tree:
     number = len(jax.tree.leaves(rows)[0])
     size = max(d for d in range(1, min(most, number) + 1) if number % d == 0)
     return jax.tree.map(lambda leaf: leaf.reshape(-1, size, *leaf.shape[1:]), rows)
-
-
-def merger(floor: float, normalize: bool) -> Merger:
-    """Returns the merger; see `with_data.fisher`."""
-    plain = Method(None, base=False)
-
-    def apply(
-        models: Sequence[Tree],
-        *,
-        base: Tree,
-        weights: Any,
-        axes: Tree,
-        fishers: Sequence[Tree] = (),
-    ) -> Tree:
-        models, fishers = list(models), list(fishers)
-        if len(fishers) != len(models):
-            raise ValueError(f"needs fishers=, one tree for each of the {len(models)} models")
-        leaves = mergers.fit([*models, *fishers], None, axes)
-        weights = plain.weights(len(models), weights)
-        chosen = [n for n in range(len(leaves.names)) if leaves.floating(n)]
-        values = [leaves.models[n][: len(models)] for n in chosen]
-        importance = [leaves.models[n][len(models) :] for n in chosen]
-        merged = [each[0] for each in leaves.models]
-        for n, value in zip(chosen, _weigh(values, importance, weights), strict=True):
-            merged[n] = value
-        return leaves.rebuild(merged)
-
-    def _weigh(values: list[list[Any]], importance: list[list[Any]], weights: Any) -> list[Any]:
-        work = [mergers.work_dtype([*v, *f]) for v, f in zip(values, importance, strict=True)]
-        importance = [[f.astype(d) for f in each] for each, d in zip(importance, work, strict=True)]
-        if normalize:
-            for t in range(len(values[0]) if values else 0):
-                parts = [jnp.sum(each[t] * each[t]) for each in importance]
-                wide = jnp.result_type(*parts)
-                norm = jnp.sqrt(sum((p.astype(wide) for p in parts), jnp.zeros((), wide)))
-                scale = 1 / jnp.where(norm == 0, jnp.ones_like(norm), norm)
-                for each in importance:
-                    each[t] = each[t] * scale.astype(each[t].dtype)
-        merged = []
-        for value, each, dtype in zip(values, importance, work, strict=True):
-            factors = jnp.asarray(weights, dtype)
-            share = [
-                jnp.maximum(f, jnp.asarray(floor, dtype)) * factors[t] for t, f in enumerate(each)
-            ]
-            top = sum(s * v.astype(dtype) for s, v in zip(share[1:], value[1:], strict=True))
-            top = top + share[0] * value[0].astype(dtype)
-            merged.append((top / sum(share[1:], share[0])).astype(value[0].dtype))
-        return merged
-
-    return Merger("fisher", apply, False, False, needs="fishers")

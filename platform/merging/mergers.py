@@ -5,7 +5,7 @@ and the models are arrays, and nothing depends on the devices.
 """
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -21,6 +21,18 @@ Tree = Any
 Axes = tuple[str | None, ...]
 
 
+TAKES: Mapping[str, tuple[str, ...]] = {
+    "": (),
+    "fishers": ("fishers",),
+    "grams": ("grams",),
+    "labeled": ("loss", "batches", "held"),
+    "score": ("score",),
+    "spec": ("spec",),
+    "unlabeled": ("loss", "batches", "held"),
+}
+"""What a merger needs besides models, to the arguments of its call."""
+
+
 class Merger(NamedTuple):
     """A method of merging; call it as `merger(models, base=..., weights=..., axes=...)`.
 
@@ -31,8 +43,7 @@ class Merger(NamedTuple):
         leafwise: whether tensors are merged one by one (apart from a few numbers of all of them),
             so that files of any size can be merged in pieces.
         method: the formulas of a leaf-wise method.
-        needs: what the call takes besides: "fishers", "grams", "score", "spec", "unlabeled" or
-            "labeled" (`loss=` and `batches=`); "" for nothing.
+        needs: what the call takes besides, one of `TAKES`; "" for nothing.
         fit: of a learned merge, as `apply`, but returns a `learned.Learned`.
     """
 
@@ -70,10 +81,14 @@ class Merger(NamedTuple):
 
         Raises:
             UserError: too few or too many models, no base, trees that don't fit each other (the
-                message names the leaf), or weights that don't fit.
+                message names the leaf), weights that don't fit, or an argument that isn't taken.
         """
+        if isinstance(models, Mapping):
+            raise UserError(f"{self.name}: models should be a sequence of trees, not one mapping")
+        for name in set(given) - set(TAKES.get(self.needs, given)):
+            raise UserError(f"{self.name} takes no {name}=")
         try:
-            return self.apply(models, base=base, weights=weights, axes=axes, **given)
+            return self.apply(list(models), base=base, weights=weights, axes=axes, **given)
         except ValueError as error:
             raise UserError(f"{self.name}: {error}") from error
 
@@ -83,11 +98,13 @@ def leafwise(name: str, method: Method) -> Merger:
     # One program for all leaves: an operation at a time would compile each of them.
     compute = jax.jit(functools.partial(_compute, method), static_argnums=0)
 
-    def apply(models, *, base, weights, axes) -> Tree:
-        models = list(models)
+    def apply(models, *, base=None, weights=None, axes=None, **given) -> Tree:
+        besides = list(given.get(method.needs, ()))
         if method.base and base is None:
             raise ValueError("needs a base: the parameters that the models were fine-tuned from")
-        leaves = fit(models, base if method.base else None, axes)
+        if method.needs and len(besides) != len(models):
+            raise ValueError(f"needs {method.needs}=, one for each of the {len(models)} models")
+        leaves = fit(models, base if method.base else None, axes, besides)
         weights = method.weights(len(models), weights)
         merged = [
             b if method.base else m[0] for m, b in zip(leaves.models, leaves.base, strict=True)
@@ -101,7 +118,7 @@ def leafwise(name: str, method: Method) -> Merger:
             merged[n] = value
         return leaves.rebuild(merged)
 
-    return Merger(name, apply, method.base, True, method)
+    return Merger(name, apply, method.base, True, method, method.needs)
 
 
 class Leaves(NamedTuple):
@@ -109,7 +126,7 @@ class Leaves(NamedTuple):
 
     Attributes:
         names: '/'-joined paths.
-        models: for each name the arrays of the models.
+        models: for each name the arrays of the models, and of what they come with besides.
         base: for each name the base's array, or None.
         axes: for each name its logical axes.
         rebuild: makes a tree of merged leaves.
@@ -123,45 +140,74 @@ class Leaves(NamedTuple):
 
     def floating(self, number: int) -> bool:
         """Tells whether a leaf holds floating-point numbers; others aren't merged."""
-        return jnp.issubdtype(self.models[number][0].dtype, jnp.floating)
+        return _floating(self.models[number][0])
 
 
-def fit(models: Sequence[Tree], base: Tree, axes: Tree) -> Leaves:
+def fit(models: Sequence[Tree], base: Tree, axes: Tree, besides: Sequence[Tree] = ()) -> Leaves:
     """Lines up the leaves of trees.
 
+    Args:
+        models: the models.
+        base: their base, or None.
+        axes: logical axes, or None.
+        besides: trees like the models, one that each comes with.
+
     Raises:
-        ValueError: there is no model, or a leaf is missing, superfluous or of another shape.
+        ValueError: there is no model, or a leaf is missing, superfluous, of another shape or kind.
     """
-    models = list(models)
     if not models:
         raise ValueError("there are no models to merge")
-    flat = [flatten(model) for model in models]
-    sources = [(f"model {number}", leaves) for number, leaves in enumerate(flat)]
-    if base is not None:
-        sources.append(("the base", flatten(base)))
-    names = list(flat[0])
-    for source, leaves in sources[1:]:
-        for name in [*names, *leaves]:
+    sources = {f"model {number}": tree for number, tree in enumerate(models)}
+    sources |= {f"what model {number} comes with": tree for number, tree in enumerate(besides)}
+    sources |= {} if base is None else {"the base": base}
+    flat = {source: flatten(tree) for source, tree in sources.items()}
+    first = flat["model 0"]
+    for source, leaves in flat.items():
+        for name in [*first, *leaves]:
             if name not in leaves:
                 raise ValueError(f"{source} has no {name!r}{nearest(name, leaves)}")
-            if name not in flat[0]:
+            if name not in first:
                 raise ValueError(f"{source} has {name!r}, which model 0 has not")
-            if np.shape(leaves[name]) != np.shape(flat[0][name]):
+            if np.shape(leaves[name]) != np.shape(first[name]):
                 raise ValueError(
                     f"{name!r} has shape {np.shape(leaves[name])} in {source} and "
-                    f"{np.shape(flat[0][name])} in model 0"
+                    f"{np.shape(first[name])} in model 0"
                 )
+    arrays = {
+        source: {name: _array(leaf, name, source) for name, leaf in leaves.items()}
+        for source, leaves in flat.items()
+    }
+    for source, leaves in arrays.items():
+        for name, leaf in leaves.items():
+            if _floating(leaf) != _floating(arrays["model 0"][name]):
+                raise ValueError(
+                    f"{name!r} is {leaf.dtype} in {source} and {arrays['model 0'][name].dtype} in "
+                    "model 0: floating-point numbers don't mix with others"
+                )
+    ends = arrays.pop("the base", None)
     treedef = jax.tree.structure(models[0])
-    # Python numbers and the like become arrays, as jit would make them.
-    arrays = lambda leaves, name: jnp.asarray(leaves[name])
-    last = sources[-1][1]
     return Leaves(
-        names,
-        [[arrays(leaves, name) for leaves in flat] for name in names],
-        [arrays(last, name) if base is not None else None for name in names],
-        _axes_of(axes, names, flat[0]),
+        list(first),
+        [[leaves[name] for leaves in arrays.values()] for name in first],
+        [ends[name] if ends else None for name in first],
+        _axes_of(axes, list(first), first),
         lambda merged: jax.tree.unflatten(treedef, merged),
     )
+
+
+def _array(leaf: Any, name: str, source: str) -> Any:
+    """Returns a leaf as an array: Python numbers and the like as jit would make them."""
+    try:
+        array = jnp.asarray(leaf)
+    except TypeError as error:
+        raise ValueError(f"{name!r} in {source} is no array: {type(leaf).__name__}") from error
+    if jnp.issubdtype(array.dtype, jnp.complexfloating):
+        raise ValueError(f"{name!r} in {source} is {array.dtype}: only real numbers are merged")
+    return array
+
+
+def _floating(leaf: Any) -> bool:
+    return jnp.issubdtype(leaf.dtype, jnp.floating)
 
 
 def _axes_of(axes: Tree, names: list[str], leaves: dict[str, Any]) -> list[Axes]:
@@ -199,7 +245,8 @@ def _compute(method: Method, layout: _Layout, models, bases, weights) -> list[ja
     numbers: list[Any] = [None] * len(values)
     if method.vote is not None and values:
         votes = [method.vote(jnp, v, f) for v, f in zip(values, factors, strict=True)]
-        total = jnp.stack([vote.astype(jnp.float32) for vote in votes]).sum()
+        wide = work_dtype(votes)
+        total = jnp.stack([vote.astype(wide) for vote in votes]).sum(0)
         numbers = [total.astype(d) for d in work]
     merged = []
     for name, axes, dtype, *rest in zip(*layout, values, bases, factors, numbers, strict=True):
@@ -233,14 +280,16 @@ def _dropped(method: Method, name: str, values, weights, layer):
     for number, value in enumerate(values):
         key = random.tensor_key(drop.seed, name, number)
         stays = random.keeps(jnp, key, places, drop.density).reshape(value.shape)
-        kept.append(jnp.where(stays, value, jnp.zeros_like(value)))
+        kept.append(value * stays.astype(value.dtype))
     magnitudes = [jnp.stack([jnp.abs(v).sum() for v in each]) for each in (values, kept)]
     return kept, method.settle(jnp, jnp.stack(magnitudes), weights)
 
 
 def _trimmed(trim: Trim, values, axes: Sequence[Axes]):
     """Returns the task vectors with their small entries set to zero."""
-    count = len(values[0]) if values else 0
+    if not values:
+        return values
+    count = len(values[0])
     stacked = [jnp.stack(deltas) for deltas in values]
     # One program for all models, run for one after the other.
     if trim.per_tensor:

@@ -15,7 +15,7 @@ method that must see a matrix as a whole has `whole` in their place.
 
 import types
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -61,24 +61,28 @@ class Method(NamedTuple):
 
     Attributes:
         combine: `(xp, values, base, weights, numbers) -> merged`. `values` are the models' entries,
-            or the trimmed task vectors' if the method prunes; `numbers` is what `settle` gave, or
-            the elected sign.
+            or the trimmed task vectors' if the method prunes; `numbers` is what `settle` or `vote`
+            gave.
         base: whether the method needs a base.
-        weighted: whether it takes weights.
+        weighted: which weights it takes: "none", "any", those of a "mean", whose sum isn't 0, or
+            "shares", of which none is negative either.
+        needs: what each model comes with besides, a tree like it: "fishers", whose entries follow
+            the models' in `values`; "" for nothing.
         normalize: whether the weights are divided by their sum before all else.
         least: the fewest models it takes.
         most: the most, or 0.
         measure: `(xp, values, base) -> sums`, an array that adds up over the pieces of a tensor.
         settle: `(xp, sums, weights) -> numbers`.
         prune: how task vectors are thinned out.
-        vote: `(xp, task vectors, weights) -> sum`, over all tensors.
+        vote: `(xp, values, weights) -> sums`, which add up over all tensors.
         whole: `(values, base, weights, axes) -> merged` for one tensor without its `layers` axis,
             by jax.
     """
 
     combine: Callable[..., Array] | None
     base: bool
-    weighted: bool = True
+    weighted: Literal["none", "any", "mean", "shares"] = "any"
+    needs: str = ""
     normalize: bool = False
     least: int = 1
     most: int = 0
@@ -96,28 +100,32 @@ class Method(NamedTuple):
             given: one number for each model, or None for ones; an array of any kind stays one.
 
         Raises:
-            ValueError: the number of models is wrong, the method takes no weights, or there is not
-                one finite number for each model.
+            ValueError: the number of models is wrong, the method takes no such weights, or there
+                is not one finite number for each model.
         """
         if count < self.least or (self.most and count > self.most):
             wanted = f"{self.least}" if self.most == self.least else f"{self.least} or more"
             raise ValueError(f"takes {wanted} models, not {count}")
-        if given is not None and not self.weighted:
+        if given is not None and self.weighted == "none":
             raise ValueError("takes no weights")
         weights = np.ones(count) if given is None else given
         if not hasattr(weights, "dtype"):
-            weights = np.asarray(weights, np.float64)
+            try:
+                weights = np.asarray(weights, np.float64)
+            except TypeError as error:
+                raise ValueError(f"weights = {weights!r} should be numbers") from error
         if weights.shape != (count,):
             raise ValueError(f"needs {count} weights, one for each model, not {weights.shape}")
         concrete = isinstance(weights, np.ndarray)
         if concrete and not np.isfinite(weights).all():
             raise ValueError(f"weights should be finite numbers, not {weights.tolist()}")
-        if not self.normalize:
-            return weights
+        if concrete and self.weighted == "shares" and (weights < 0).any():
+            raise ValueError(f"weights should not be negative, as in {weights.tolist()}")
         total = weights.sum()
-        if concrete and total == 0:
+        divides = self.normalize or self.weighted in ("mean", "shares")
+        if concrete and divides and total == 0:
             raise ValueError(f"divides by the sum of the weights {weights.tolist()}, which is 0")
-        return weights / total
+        return weights / total if self.normalize else weights
 
 
 def weighted_sum(values: Sequence[Array], weights: Array) -> Array:

@@ -55,15 +55,15 @@ class Stage:
         except OSError as error:
             raise UserError(f"can't write {self.out}: {cause(error)}") from error
         try:
-            _lock(handle, self.out)
-            _empty(self.folder)
-            yield self
+            _lock(handle, self)
+            try:
+                _empty(self.folder)
+                yield self
+            finally:
+                shutil.rmtree(self.folder, ignore_errors=True)
         except OSError as error:
-            if error.errno == errno.ENOENT:
-                raise
             raise UserError(f"can't write {self.out}: {cause(error)}") from error
         finally:
-            shutil.rmtree(self.folder, ignore_errors=True)
             os.close(handle)
 
     def commit_file(self, name: str) -> None:
@@ -74,14 +74,12 @@ class Stage:
     def commit_folder(self) -> None:
         """Gives the stage its final name; an earlier merge that is there is replaced."""
         _sync(self.folder)
+        before = self.out.with_name(f".{self.out.name}.before")
+        shutil.rmtree(before, ignore_errors=True)
         if self.out.exists():
-            before = self.out.with_name(f".{self.out.name}.before")
-            shutil.rmtree(before, ignore_errors=True)
             os.rename(self.out, before)
-            os.rename(self.folder, self.out)
-            shutil.rmtree(before, ignore_errors=True)
-        else:
-            os.rename(self.folder, self.out)
+        os.rename(self.folder, self.out)
+        shutil.rmtree(before, ignore_errors=True)
         _sync(self.out.parent)
 
 
@@ -149,6 +147,29 @@ class Files:
         self._handles = {}
 
 
+def other_files(folder: pathlib.Path) -> list[pathlib.Path]:
+    """Returns the files of a model's folder that are no weights, relative to it, hidden ones not.
+
+    Links to files are followed, which is how Hugging Face's cache keeps them; those to folders
+    could lead anywhere, and are left out, as is what is no file.
+
+    Raises:
+        UserError: a link leads nowhere.
+    """
+    found = []
+    for root, folders, names in os.walk(folder):
+        folders[:] = [name for name in folders if not name.startswith(".")]
+        for name in names:
+            path = pathlib.Path(root, name)
+            if name.startswith(".") or name == RECIPE or name.endswith(_WEIGHTS):
+                continue
+            if not path.exists():
+                raise UserError(f"{path} is a link that leads nowhere: remove it")
+            if path.is_file():
+                found.append(path.relative_to(folder))
+    return sorted(found)
+
+
 def carry_over(
     source: Source,
     folder: pathlib.Path,
@@ -158,14 +179,9 @@ def carry_over(
 ) -> None:
     """Copies what else is in a model's folder, and writes the index of several shards."""
     if source.folder is not None:
-        for file in sorted(source.folder.iterdir()):
-            if file.name.startswith(".") or file.name == RECIPE or file.name.endswith(_WEIGHTS):
-                continue
-            if file.is_dir():
-                ignore = lambda _, names: [n for n in names if n.endswith(_WEIGHTS) or n[0] == "."]
-                shutil.copytree(file, folder / file.name, ignore=ignore)
-            else:
-                shutil.copyfile(file, folder / file.name)
+        for file in other_files(source.folder):
+            (folder / file).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source.folder / file, folder / file)
         if dtype and (folder / "config.json").exists():
             _set_dtype(folder / "config.json", dtype)
     if len(shards) > 1 or (source.folder is not None and (source.folder / INDEX).exists()):
@@ -219,11 +235,14 @@ def _write(handle: int, view: memoryview, place: int) -> None:
         done += os.pwrite(handle, view[done:], place + done)
 
 
-def _lock(handle: int, out: pathlib.Path) -> None:
+def _lock(handle: int, stage: Stage) -> None:
+    busy = UserError(f"another merge is writing {stage.out}: wait for it, or stop it")
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise UserError(f"another merge is writing {out}: wait for it, or stop it") from None
+        raise busy from None
+    if not stage.folder.exists() or not os.path.samestat(os.fstat(handle), stage.folder.stat()):
+        raise busy  # it has ended in between, and removed this folder
 
 
 def _empty(folder: pathlib.Path) -> None:

@@ -31,7 +31,6 @@ def weight_matching(*, seed: int = 0, restarts: int = 1, rounds: int = 10) -> An
     mean = mergers.leafwise("linear", linear())
 
     def apply(models, *, base, weights, axes, spec=None) -> Tree:
-        models = list(models)
         if spec is None:
             raise ValueError("needs spec=: what may be permuted, as symmetries.derive finds it")
         if not models:

@@ -19,7 +19,7 @@ Grams = Mapping[str, Any]
 
 def merger(alpha: float) -> Merger:
     """Returns the merger; see `with_data.regmean`."""
-    plain = Method(None, base=False)
+    plain = Method(None, base=False, weighted="shares")
 
     def apply(
         models: Sequence[Tree],
@@ -29,7 +29,7 @@ def merger(alpha: float) -> Merger:
         axes: Tree,
         grams: Sequence[Grams] = (),
     ) -> Tree:
-        models, grams = list(models), list(grams)
+        grams = list(grams)
         if len(grams) != len(models):
             raise ValueError(f"needs grams=, one mapping for each of the {len(models)} models")
         leaves = mergers.fit(models, None, axes)

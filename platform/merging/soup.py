@@ -42,6 +42,7 @@ def cook(models: Sequence[Tree], score: Callable[[Tree], float]) -> Soup:
     """
     from lamina.platform.merging import mergers
 
+    models = list(models)
     if not models:
         raise ValueError("there are no models to merge")
     mean = mergers.leafwise("linear", linear())
@@ -80,7 +81,8 @@ def greedy_soup() -> Any:
             raise ValueError("needs score=: a function from parameters to a validation score")
         if weights is not None:
             raise ValueError("takes no weights: it chooses them")
-        made = cook(list(models), score)
+        models = list(models)
+        made = cook(models, score)
         shares = np.zeros(len(models), np.float32)
         shares[list(made.members)] = 1 / len(made.members)
         scores = [max(made.scores), *(reached for _, reached in made.tried)]

@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple, Protocol
 
+import ml_dtypes
 import numpy as np
 
 from lamina.platform.checkpoints import safetensors
@@ -13,7 +14,24 @@ from lamina.platform.errors import UserError
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
+STATISTICS = "lamina_statistics"
+"""In the header of a file of statistics: which they are."""
+
+FLOATS = frozenset(
+    np.dtype(d)
+    for d in (
+        np.float64,
+        np.float32,
+        np.float16,
+        ml_dtypes.bfloat16,
+        ml_dtypes.float8_e4m3fn,
+        ml_dtypes.float8_e5m2,
+    )
+)
+"""What is merged; tensors of other dtypes are taken from the first source."""
+
 _LISTED = 10
+_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Tensor(Protocol):
@@ -78,9 +96,9 @@ def open_source(path: str) -> Source:
     Raises:
         UserError: there is no such file, a header or the index lies, or the folder has none.
     """
-    local = pathlib.Path(path).expanduser()
+    local = local_path(path)
     if not local.is_dir():
-        if not local.exists():
+        if not local.is_file():
             raise UserError(f"there is no model at {path}")
         file = safetensors.File(local)
         return Source(
@@ -99,12 +117,26 @@ def open_source(path: str) -> Source:
     return Source(path, tensors, order, metadata, local)
 
 
+def local_path(path: str) -> pathlib.Path:
+    """Returns a path of this machine.
+
+    Raises:
+        UserError: it is elsewhere.
+    """
+    if "://" in path:
+        raise UserError(f"{path} isn't on this machine: files are merged where they are, copy them")
+    return pathlib.Path(path).expanduser()
+
+
 def _only_file(folder: pathlib.Path) -> dict[str, None]:
     files = sorted(file.name for file in folder.glob("*.safetensors"))
     if SINGLE in files or len(files) == 1:
         return {SINGLE if SINGLE in files else files[0]: None}
-    found = f"several safetensors files and no {INDEX}" if files else "no safetensors file"
-    raise UserError(f"{folder} has {found}")
+    if files:
+        raise UserError(f"{folder} has several safetensors files and no {INDEX}")
+    pickles = sorted(file.name for file in folder.iterdir() if file.name.endswith(_PICKLES))
+    hint = f": pickles can run code and are never read, convert {pickles[0]}" if pickles else ""
+    raise UserError(f"{folder} has no safetensors file{hint}")
 
 
 def _index(folder: pathlib.Path) -> dict[str, list[str]]:
@@ -118,8 +150,8 @@ def _index(folder: pathlib.Path) -> dict[str, list[str]]:
         raise UserError(f"{path} is damaged: it has no table weight_map ({error})") from error
     shards: dict[str, list[str]] = {}
     for tensor, file in pairs:
-        plain = isinstance(file, str) and os.path.basename(file) == file and "\\" not in file
-        if not plain or not file.endswith(".safetensors"):
+        plain = isinstance(file, str) and os.path.basename(file) == file
+        if not plain or {"\\", "\0"} & set(file) or not file.endswith(".safetensors"):
             raise UserError(
                 f"{path}: {tensor!r} should be in a safetensors file of this folder, not {file!r}"
             )
@@ -141,10 +173,14 @@ def check_fit(sources: Sequence[Source]) -> None:
     """Checks that all models have the same tensors.
 
     Raises:
-        UserError: tensors are missing, superfluous or of another shape: lists them.
+        UserError: tensors are missing, superfluous, of another shape or kind: lists them.
     """
     first = sources[0]
-    problems = []
+    problems = [
+        f"{name!r} is {tensor.dtype} in {first.path}: only real numbers are merged"
+        for name, tensor in first.tensors.items()
+        if np.issubdtype(tensor.dtype, np.complexfloating)
+    ]
     for source in sources[1:]:
         for name, tensor in first.tensors.items():
             if name not in source.tensors:
@@ -153,6 +189,11 @@ def check_fit(sources: Sequence[Source]) -> None:
                 problems.append(
                     f"{name!r} has shape {list(source.tensors[name].shape)} in {source.path} and "
                     f"{list(tensor.shape)} in {first.path}"
+                )
+            elif (source.tensors[name].dtype in FLOATS) != (tensor.dtype in FLOATS):
+                problems.append(
+                    f"{name!r} is {source.tensors[name].dtype} in {source.path} and "
+                    f"{tensor.dtype} in {first.path}"
                 )
         problems += [
             f"{name!r} is in {source.path} and not in {first.path}"

@@ -27,7 +27,7 @@ def iso_c(*, scale: float = 1.0) -> Method:
 
         deltas = [model - base for model in models]
         total = weighted_sum(deltas, weights)
-        if not is_matrix(axes):
+        if not is_matrix(axes) or not base.size:
             return base + total / weights.sum() * weights.dtype.type(scale)
         _, split = matrix_split(axes)
         rows = 1
@@ -37,7 +37,7 @@ def iso_c(*, scale: float = 1.0) -> Method:
         flat = values.mean() * (left @ right)
         return base + flat.reshape(base.shape) * weights.dtype.type(scale)
 
-    return Method(None, base=True, whole=whole)
+    return Method(None, base=True, weighted="mean", whole=whole)
 
 
 def is_matrix(axes: Axes) -> bool:

@@ -8,8 +8,7 @@ import numpy as np
 
 from lamina.platform.checkpoints import exchange, names
 from lamina.platform.errors import UserError
-
-KIND = "lamina_statistics"
+from lamina.platform.merging.sources import STATISTICS
 
 
 def save(
@@ -26,7 +25,7 @@ def save(
     Raises:
         UserError: the file can't be written.
     """
-    exchange.export_params(path, tree, {KIND: kind, **(facts or {})})
+    exchange.export_params(path, tree, {STATISTICS: kind, **(facts or {})})
 
 
 def load(path: str | os.PathLike, kind: str, like: Any = None) -> Any:
@@ -44,9 +43,9 @@ def load(path: str | os.PathLike, kind: str, like: Any = None) -> Any:
         UserError: it is no such file, is damaged, or doesn't fit the parameters.
     """
     found = exchange.import_tensors(path, finite=True)
-    if found.metadata.get(KIND) != kind:
+    if found.metadata.get(STATISTICS) != kind:
         raise UserError(
-            f"{os.fspath(path)} holds no {kind}: {found.metadata.get(KIND) or 'a model'}"
+            f"{os.fspath(path)} holds no {kind}: {found.metadata.get(STATISTICS) or 'a model'}"
         )
     arrays = {name: np.asarray(tensor) for name, tensor in found.arrays.items()}
     if like is None:

@@ -18,7 +18,7 @@ import numpy as np
 from lamina.platform.errors import UserError
 from lamina.platform.merging import limits, random
 from lamina.platform.merging.method import Drop, Method, Trim, count_kept
-from lamina.platform.merging.sources import Source
+from lamina.platform.merging.sources import FLOATS, Source
 
 PIECE = 1 << 18
 """Elements that a worker reads at once: 0.5 MB of a model in bfloat16. Larger buffers go back to
@@ -26,19 +26,6 @@ the system each time, and page faults cost as much as the arithmetic."""
 
 BLOCK = 1 << 14
 """Elements that are computed at once, so that they stay in a core's cache."""
-
-FLOATS = frozenset(
-    np.dtype(d)
-    for d in (
-        np.float64,
-        np.float32,
-        np.float16,
-        ml_dtypes.bfloat16,
-        ml_dtypes.float8_e4m3fn,
-        ml_dtypes.float8_e5m2,
-    )
-)
-"""What is merged; tensors of other dtypes are taken from the first source."""
 
 
 class Unit(NamedTuple):
@@ -111,7 +98,7 @@ def plan(sources: Sequence[Source], base: bool, *, whole: bool = False) -> Plan:
     for name in sorted(sources[0].tensors, key=lambda name: name.split("/")):
         tensors = [source.tensors[name] for source in sources]
         size, shape = tensors[0].size, tensors[0].shape
-        merged = all(tensor.dtype in FLOATS for tensor in tensors)
+        merged = tensors[0].dtype in FLOATS
         wide = any(tensor.dtype == np.float64 for tensor in tensors)
         layers = shape[0] if axes.get(name, ())[:1] == ("layers",) and merged else 1
         step = size // max(layers, 1)
@@ -329,9 +316,10 @@ class _State:
 
         return run(one, pieces)
 
-    def _vote(self, values, base, before) -> float:
+    def _vote(self, values, base, before) -> np.ndarray:
         assert self.method.vote is not None
-        return float(self.method.vote(np, values, self.weights.astype(base.dtype)))
+        sums = self.method.vote(np, values, self.weights.astype(values[0].dtype))
+        return np.asarray(sums, np.float64)
 
     def _measure(self, values, base, before) -> np.ndarray:
         assert self.method.measure is not None

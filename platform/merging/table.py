@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lamina.platform.config import EVERYONE, Kind, NoSettings, Schema, build, resolve
+from lamina.platform.errors import UserError
 from lamina.platform.merging import averages, rebasin, soup, sparse, spectral, with_data
 from lamina.platform.merging.method import Method
 
@@ -39,11 +40,15 @@ def bind(name: str, keys: Mapping[str, Any]) -> Any:
     """Returns what the factory called `name` makes of the keys.
 
     Raises:
-        UserError: there is no such method, or a key is unknown, missing, mistyped or out of range.
+        UserError: there is no such method, a key is unknown, missing, mistyped or out of range, or
+            a factory of the user's gives something else.
     """
     given = {k: v.item() if isinstance(v, np.generic) else v for k, v in keys.items()}
     resolved = resolve({_KEY: {"name": name, **given}}, _SCHEMA)
-    return build(resolved[_KEY], _SCHEMA.kinds[_KEY], _KEY, EVERYONE)
+    made = build(resolved[_KEY], _SCHEMA.kinds[_KEY], _KEY, EVERYONE)
+    if not hasattr(made, "needs"):
+        raise UserError(f"{name} gives a {type(made).__name__}, where a Method or Merger should be")
+    return made
 
 
 def create(name: str, **keys: Any) -> "Merger":

@@ -1,11 +1,12 @@
 """Methods that need data, by their keys; their formulas are in files of their own.
 
-What they import is imported when one is made: merging files by other methods needs no jax.
+What needs jax is imported when one is made: merging files needs none.
 """
 
+from collections.abc import Sequence
 from typing import Any, Literal
 
-from lamina.platform.merging.method import fraction
+from lamina.platform.merging.method import Array, Method, Numbers, fraction, weighted_sum
 
 
 def adamerging(
@@ -47,7 +48,7 @@ def adamerging(
     return learned.merger(coefficients, objective, start, learning_rate, b1, b2, clip)
 
 
-def fisher(*, floor: float = 1e-6, normalize: bool = True) -> Any:
+def fisher(*, floor: float = 1e-6, normalize: bool = True) -> Method:
     """The mean weighted by each model's diagonal Fisher information, entry by entry.
 
     `sum_t w_t F_t M_t / sum_t w_t F_t` (Matena & Raffel 2022, arXiv 2111.09832).
@@ -61,16 +62,30 @@ def fisher(*, floor: float = 1e-6, normalize: bool = True) -> Any:
             task of large gradients doesn't outweigh the others. Default: True, as the authors'.
 
     Returns:
-        A `Merger`.
+        A `Method`.
 
     Raises:
         ValueError: floor isn't positive.
     """
     if floor <= 0:
         raise ValueError(f"floor = {floor} should be larger than 0")
-    from lamina.platform.merging import fisher as formulas
 
-    return formulas.merger(floor, normalize)
+    def vote(xp: Numbers, values: Sequence[Array], weights: Array) -> Array:
+        return xp.stack([(f * f).sum() for f in values[len(values) // 2 :]])
+
+    def combine(xp: Numbers, values: Sequence[Array], base, weights, numbers) -> Array:
+        models, fishers = values[: len(values) // 2], values[len(values) // 2 :]
+        one = weights.dtype.type(1)
+        if normalize:
+            norms = xp.sqrt(numbers)
+            scales = one / xp.where(norms == 0, one, norms)
+            fishers = [f * scales[t] for t, f in enumerate(fishers)]
+        shares = [xp.maximum(f, weights.dtype.type(floor)) for f in fishers]
+        products = [share * model for share, model in zip(shares, models, strict=True)]
+        return weighted_sum(products, weights) / weighted_sum(shares, weights)
+
+    norm = vote if normalize else None
+    return Method(combine, base=False, weighted="shares", needs="fishers", vote=norm)
 
 
 def regmean(*, alpha: float = 0.9) -> Any:

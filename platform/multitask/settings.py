@@ -102,7 +102,7 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
         found = _bind_all(m.between, len(m.tasks))
         if len(found) > 1:
             raise UserError("a grid has no place between two rounds: give each key one value")
-        if getattr(found[0], "needs", ""):
+        if found[0].needs:
             raise UserError(
                 f"{m.between['name']} needs data, or trains: between two rounds give a merger that "
                 "does without, such as linear, task_arithmetic or ties"

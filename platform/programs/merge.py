@@ -1,6 +1,5 @@
 """The program `merge`: merges trained models, from files of any size or from runs."""
 
-import os
 import sys
 import threading
 import time
@@ -11,6 +10,7 @@ from lamina.platform.errors import UserError
 from lamina.platform.merging import files, sources
 from lamina.platform.merging.files import Prepared, Recipe
 from lamina.platform.merging.sources import InMemory, Source
+from lamina.platform.reporting import folder
 
 
 def prepare(
@@ -24,6 +24,7 @@ def prepare(
     out: str,
     trust: Sequence[str] = (),
     align: bool = False,
+    statistics: Sequence[str] = (),
 ) -> Prepared:
     """Opens the models, and checks that they can be merged; writes nothing.
 
@@ -38,11 +39,14 @@ def prepare(
         trust: packages whose factories the runs' configs may name.
         align: whether to match the units of each model to those of the base, or of the first model
             (weight matching, Ainsworth et al. 2022, 2209.04836), before merging: of runs only.
+        statistics: for methods with data: a file for each model, as `statistics.save` writes it.
 
     Raises:
         UserError: a model can't be read, the models don't fit each other, or the method or the
             output's place is wrong.
     """
+    if statistics and align:
+        raise UserError("--statistics are of a model's units as they stand: give no --align")
     if name == "weight_matching":
         raise UserError("weight_matching is --method=linear --align here")
     opened = _open_all([path for path in (base, *models) if path], trust, align)
@@ -50,6 +54,7 @@ def prepare(
     first = found or (opened[0] if opened else None)
     described = next(iter(first.metadata.values()), None) if first and not first.shards else None
     recipe = Recipe(name, keys, opened, found, tuple(weights), dtype, described, align)
+    recipe = recipe._replace(statistics=[sources.open_source(path) for path in statistics])
     return files.prepare(recipe, out)
 
 
@@ -97,7 +102,12 @@ def _open_all(paths: Sequence[str], trust: Sequence[str], align: bool) -> list[S
 
 
 def _is_run(path: str) -> bool:
-    return not sources.is_weights(path) and os.path.exists(os.path.expanduser(path))
+    """Tells whether a path is a run's folder or a checkpoint's, and not one of other weights."""
+    local = sources.local_path(path)
+    if sources.is_weights(path) or not local.is_dir():
+        return False
+    # Hugging Face's folders have a file of that name too.
+    return not (local / folder.CONFIG).exists() or "program" in folder.read_config(local)
 
 
 def _source(path: str, found: Any, tree: Any) -> Source:

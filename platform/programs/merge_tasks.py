@@ -153,7 +153,7 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
         )
     for name, block in m.methods.items():
         points = settings.points(block)
-        needs = getattr(settings.bind(points[0]), "needs", "")
+        needs = settings.bind(points[0]).needs
         data = {
             "fishers": f"; Fishers ({m.fisher}) of {m.examples} training examples a task",
             "grams": f"; Gram matrices of {m.examples} training examples a task",

@@ -44,6 +44,18 @@ def test_every_key_of_a_training_config_is_explained(vocabulary):
             assert f"`{entry}`" in sections[f"`{name}`"], f"{name}.name = {entry!r} is not there"
 
 
+def test_the_readme_counts_what_the_tables_have():
+    from lamina.platform.incremental.learners import LEARNERS
+    from lamina.platform.merging.table import MERGERS
+    from lamina.platform.optimizers.table import OPTIMIZERS
+
+    page = " ".join((ROOT / "README.md").read_text().split())
+    learners = set(LEARNERS) - {"chain"}
+    assert f"{len(OPTIMIZERS)} optimizers" in page
+    assert f"{len(MERGERS)} ways to merge models" in page
+    assert f"{len(learners)} incremental learners that chain" in page
+
+
 @pytest.mark.parametrize("name", [*PAGES, "../README.md"])
 def test_links_between_pages_lead_somewhere(name):
     page = DOCS / name

@@ -18,7 +18,7 @@ from safetensors.numpy import load_file, save_file
 
 from lamina.platform import cli, merging
 from lamina.platform.errors import UserError
-from lamina.platform.merging import files, streaming
+from lamina.platform.merging import files, output, statistics, streaming
 from lamina.platform.programs import merge as program
 
 KEYS = {
@@ -236,7 +236,7 @@ def test_what_is_not_finite_is_refused_with_the_tensor(name, value, paths, tmp_p
 
 
 @pytest.mark.parametrize(
-    "file", ["../m1/secret.safetensors", "/etc/x.safetensors", "weights.bin", 3]
+    "file", ["../m1/secret.safetensors", "/etc/x.safetensors", "weights.bin", 3, "x\0.safetensors"]
 )
 def test_an_index_that_leads_out_of_its_folder_is_refused(file, tmp_path):
     base = tensors(0)
@@ -268,6 +268,92 @@ def test_inputs_and_foreign_folders_are_not_written_over(paths, tmp_path):
     refused(paths, tmp_path, "no merge has made it", out=other)
 
 
+def test_numbers_of_other_kinds_are_refused(paths, tmp_path):
+    model = load_file(paths[2])
+    save_file(model | {"model.norm": np.arange(23)}, paths[2])
+    refused(paths, tmp_path, "'model.norm' is int64 in .*model2.* and float32 in .*model0")
+
+
+def test_pickles_and_places_elsewhere_are_refused(paths, tmp_path):
+    pickles = tmp_path / "pytorch"
+    pickles.mkdir()
+    (pickles / "config.json").write_text("{}")
+    (pickles / "pytorch_model.bin").write_bytes(pickle.dumps(1))
+    refused([*paths[:2], str(pickles)], tmp_path, "never read, convert pytorch_model.bin")
+    refused([*paths[:2], str(pickles / "pytorch_model.bin")], tmp_path, "is a pickle")
+    refused([*paths[:2], "gs://bucket/a.safetensors"], tmp_path, "isn't on this machine")
+    refused(paths, tmp_path, "isn't on this machine", out="gs://bucket/out.safetensors")
+
+
+def test_links_to_files_are_carried_over_and_links_to_folders_are_not(tmp_path):
+    model = tensors(0)
+    paths = [folder_of(tmp_path / name, model) for name in ("a", "b")]
+    secret = tmp_path / "elsewhere"
+    secret.mkdir()
+    (secret / "key").write_text("secret")
+    nested = Path(paths[0], "pooling")
+    nested.mkdir()
+    (nested / "config.json").symlink_to(secret / "key")
+    (nested / "round").symlink_to(nested)
+    Path(paths[0], "all").symlink_to(secret)
+    merge("linear", [paths[1], *paths], tmp_path / "out")
+    carried = sorted(str(path.relative_to(tmp_path / "out")) for path in tmp_path.rglob("out/*/*"))
+    assert carried == ["pooling/config.json"]
+    assert (tmp_path / "out" / "pooling" / "config.json").read_text() == "secret"
+    Path(paths[0], "vocab.txt").symlink_to(tmp_path / "gone")
+    refused([paths[1], *paths], tmp_path, "vocab.txt is a link that leads nowhere", "linear", "out")
+
+
+def test_a_merge_that_finds_another_at_work_leaves_it_alone(tmp_path):
+    stage = output.Stage(tmp_path / "out.safetensors")
+    with stage.held():
+        (stage.folder / "half").write_text("written")
+        with pytest.raises(UserError, match="another merge is writing"), stage.held():
+            pass
+        assert (stage.folder / "half").read_text() == "written"
+    assert not stage.folder.exists()
+
+
+def test_sigterm_removes_what_was_written(paths, tmp_path, monkeypatch, capsys):
+    before = sorted(tmp_path.iterdir())
+
+    def stopped(*_):
+        os.kill(os.getpid(), signal.SIGTERM)
+        time.sleep(10)
+
+    monkeypatch.setattr(streaming, "merge", stopped)
+    out = tmp_path / "out.safetensors"
+    command = ["merge", "--method=linear", f"--models={','.join(paths)}", f"--out={out}"]
+    assert cli.main(command) == 75
+    assert "stopped by SIGTERM: nothing was written" in capsys.readouterr().err
+    assert sorted(tmp_path.iterdir()) == before
+
+
+def test_fisher_merges_files_by_the_statistics_beside_them(paths, tmp_path, capsys):
+    models = [load_file(path) for path in paths]
+    fishers = [{n: np.abs(v) for n, v in tensors(seed).items()} for seed in range(7, 11)]
+    kept = [str(tmp_path / f"fishers{number}.safetensors") for number in range(4)]
+    for path, tree in zip(kept, fishers, strict=True):
+        statistics.save(path, tree, "fishers")
+    out = tmp_path / "out.safetensors"
+    command = ["merge", "--method=fisher", f"--models={','.join(paths)}", f"--out={out}"]
+    assert cli.main([*command, "--weights=1,2,3,0", f"--statistics={','.join(kept)}"]) == 0
+    expected = merging.create("fisher")(models, fishers=fishers, weights=(1, 2, 3, 0))
+    for name, value in load_file(out).items():
+        np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-6)
+    with safe_open(out, "np") as file:
+        manifest = json.loads(file.metadata()["lamina_merge"])
+    assert [entry["path"] for entry in manifest["statistics"]] == kept
+    for given, message in (
+        ([], "fisher needs --statistics"),
+        ([f"--statistics={kept[0]}"], "fisher needs --statistics"),
+        ([f"--statistics={','.join([*kept[:3], paths[0]])}"], "holds no fishers: a model"),
+        (["--method=linear", f"--statistics={kept[0]}"], "linear takes no --statistics"),
+    ):
+        assert cli.main([*command, *given]) == 2
+        assert message in capsys.readouterr().err
+
+
 def test_a_disk_without_room_leaves_nothing(paths, tmp_path):
     out = tmp_path / "out.safetensors"
     before = sorted(tmp_path.iterdir())
@@ -277,7 +363,11 @@ def test_a_disk_without_room_leaves_nothing(paths, tmp_path):
     )
     command = ["merge", "--method=linear", f"--models={','.join(paths)}", f"--out={out}"]
     done = subprocess.run(
-        [sys.executable, "-c", code, *command], capture_output=True, text=True, check=False
+        # Without -B the limit would cut the bytecode that it writes.
+        [sys.executable, "-B", "-c", code, *command],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     assert done.returncode == 2, done.stderr
     assert "size limit" in done.stderr
@@ -312,6 +402,8 @@ def test_the_command_merges_dry_and_wet_without_jax(paths, tmp_path, capsys):
         (["--method=ties", "--base="], "needs --base"),
         (["--method=ties", "--set=densty=0.2"], "densty is not a key"),
         (["--method=ties", "--set=density"], "key=value"),
+        (["--method=ties", "--set=density=0.2,density=0.3"], "density twice: 0.2 and 0.3"),
+        (["--method=regmean"], "merging.create('regmean')(models"),
         (["--method=ties", "--weights=1,x"], "'x' is no number"),
         (["--method=ties", "--weights=1"], "needs 3 weights"),
         (["--method=ties", "--dtype=int8"], "should be one of"),

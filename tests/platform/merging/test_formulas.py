@@ -68,6 +68,10 @@ def test_slerp_of_parallel_tensors_is_a_straight_line(inputs):
     check("slerp", inputs, lambda n, b, m: 1.3 * b, models=[inputs[0], double], t=0.3)
 
 
+def test_slerp_of_a_model_with_itself_gives_it_at_any_tolerance(inputs):
+    check("slerp", inputs, lambda n, b, m: b, models=[inputs[0]] * 2, t=0.3, tolerance=0.0)
+
+
 def test_the_tolerance_of_slerp_tells_what_is_parallel(inputs):
     line = lambda n, b, m: 0.7 * m[0] + 0.3 * m[1]
     check("slerp", inputs, line, models=inputs[1][:2], t=0.3, tolerance=0.5)

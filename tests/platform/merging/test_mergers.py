@@ -40,15 +40,8 @@ def same(one, other):
 
 
 def test_every_leafwise_method_is_tested_here():
-    made = {name for name in MERGERS if name in KEYS or merging_leafwise(name)}
-    assert made == set(KEYS)
-
-
-def merging_leafwise(name):
-    try:
-        return merging.create(name).leafwise
-    except UserError:  # needs keys
-        return False
+    made = {name: merging.create(name) for name in MERGERS}
+    assert {name for name, one in made.items() if one.leafwise and not one.needs} == set(KEYS)
 
 
 @pytest.mark.parametrize("name", LEAFWISE)
@@ -231,6 +224,45 @@ def test_leaves_that_are_no_floats_come_from_the_base(base, models):
     assert merge("ties", with_count[1:], with_count[0])["count"] == 0
 
 
+@pytest.mark.parametrize("name", LEAFWISE)
+def test_trees_without_a_number_to_merge_stay(name):
+    trees = [{"count": np.arange(3), "none": np.zeros((0, 2), np.float32)}] * 2
+    same(merge(name, trees, trees[0]), trees[0])
+    assert merge(name, [{}, {}], {}) == {}
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "message"),
+    [
+        (np.ones(2, np.float32), np.arange(2), r"'w' is int32 in model 1 and float32 in model 0"),
+        (np.arange(2), np.ones(2, np.float32), r"'w' is float32 in model 1 and int32 in model 0"),
+        (np.ones(2, np.complex64), np.ones(2, np.complex64), "'w' in model 0 is complex64"),
+        ("text", "text", "'w' in model 0 is no array: str"),
+    ],
+)
+def test_leaves_that_are_no_numbers_of_one_kind_are_refused(one, other, message):
+    with pytest.raises(UserError, match=message):
+        merging.create("linear")([{"w": one}, {"w": other}])
+
+
+@pytest.mark.parametrize(
+    ("name", "given", "message"),
+    [
+        ("linear", {"fishers": []}, "linear takes no fishers="),
+        ("regmean", {"fishers": []}, "regmean takes no fishers="),
+        ("linear", {"weights": {"a": 1}}, "should be numbers"),
+        ("iso_c", {"weights": (1, -1, 0)}, "sum of the weights"),
+        ("regmean", {"weights": (0, 0, 0), "grams": [{}] * 3}, "sum of the weights"),
+        ("regmean", {"weights": (2, -1, 1), "grams": [{}] * 3}, "should not be negative"),
+    ],
+)
+def test_arguments_that_are_not_taken_are_refused(name, given, message, models, base):
+    with pytest.raises(UserError, match=message):
+        merging.create(name)(models, base=base, **given)
+    with pytest.raises(UserError, match="a sequence of trees, not one mapping"):
+        merging.create(name)({"one": models[0], "other": models[1]})
+
+
 def test_what_does_not_fit_is_refused_with_its_name(models, base):
     with pytest.raises(UserError, match="needs a base"):
         merging.create("ties")(models)
@@ -265,3 +297,8 @@ def test_unknown_methods_and_keys_are_refused_with_the_nearest_name():
         merging.create("dare", density=0.0)
     with pytest.raises(UserError, match="should be a float"):
         merging.create("ties", density="much")
+    for keys in ({"t": 1.5}, {"t": -0.1}, {"tolerance": -1.0}):
+        with pytest.raises(UserError, match="should lie in"):
+            merging.create("slerp", **keys)
+    with pytest.raises(UserError, match="gives a str, where a Method or Merger should be"):
+        merging.create("os:getcwd")
