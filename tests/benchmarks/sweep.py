@@ -2,10 +2,13 @@
 
     python tests/benchmarks/sweep.py
 
-Three ways to the same numbers, each with its evaluations and records, without checkpoints:
+Four ways to the same numbers, each with its evaluations and records, without checkpoints:
 
 - sweep: one compiled program, as the program `sweep` runs it;
-- one after another: 32 runs in one process, which share one compiled program of a single run;
+- steps one after another: the training and evaluations of 32 runs in one process, which share one
+  compiled program of a single run, and nothing else of a run;
+- runs one after another: 32 calls of `lamina.platform.run.run` in one process, each a run folder
+  with its report, which find their compiled programs on the disk; the first 8 are timed;
 - separate: `lamina run` in a process of its own, imports and compilation included; two are timed
   (the second finds the first one's compiled programs on the disk) and 16 times their sum is shown.
 
@@ -22,6 +25,7 @@ import jax
 import numpy as np
 
 from lamina.platform import config as configs
+from lamina.platform import run as runs
 from lamina.platform.programs import sweep
 from lamina.platform.reporting import records
 from lamina.platform.sweeps import groups, lanes, members, planning, settings
@@ -89,6 +93,19 @@ def one_after_another(prepared, folder):
     return runner(built, [[trial] for trial in trials], folder)
 
 
+def whole_runs(prepared, folder):
+    """Returns the seconds of each of eight runs, after one that fills the caches."""
+    jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+    seconds = []
+    for i, trial in enumerate((prepared.trials[0], *prepared.trials)):
+        one = planning.with_seeds(trial.config, (0,))
+        start = time.perf_counter()
+        runs.run(one, f"{folder}/whole_{i}", console=False)
+        seconds.append(time.perf_counter() - start)
+    return seconds[1:]
+
+
 def separate(prepared, folder):
     seconds = []
     for i, trial in enumerate(prepared.trials[2:4]):
@@ -127,7 +144,7 @@ def compare(dropout):
         wall, cpu, wall_1, cpu_1 = np.transpose(rounds)
         median = lambda values: f"{np.median(values):7.2f} s"
         print(f"  sweep              {median(wall)}  (processor {median(cpu)})")
-        print(f"  one after another  {median(wall_1)}  (processor {median(cpu_1)})")
+        print(f"  steps, one by one  {median(wall_1)}  (processor {median(cpu_1)})")
         ratios = ", ".join(f"{ratio:.2f}" for ratio in sorted(wall_1 / wall))
         print(f"  ratio              {np.median(wall_1 / wall):7.2f}    (rounds: {ratios})")
         own, other = numbers(found), numbers(singles)
@@ -141,6 +158,9 @@ def main():
     for dropout in (0.2, 0.0):
         prepared = compare(dropout)
     with tempfile.TemporaryDirectory() as folder:
+        seconds = whole_runs(prepared, folder)
+        total, each = 4 * sum(seconds), np.median(seconds)
+        print(f"  runs, one by one   {total:7.0f} s  (median of one: {each:.1f} s)")
         seconds = separate(prepared, folder)
         shown = ", ".join(f"{s:.1f}" for s in seconds)
         print(f"  separate runs      {16 * sum(seconds):7.0f} s  (two: {shown} s)")
