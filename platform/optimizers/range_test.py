@@ -21,7 +21,8 @@ Step = Callable[[Any, jax.Array, jax.Array], tuple[Any, jax.Array]]
 """`(state, learning rate, number of the step)` to (state, loss before the step, any shape)."""
 
 BLOWN_UP = 4.0
-"""A loss above this many times the best ends the test (Smith's practice, and fastai's)."""
+"""A loss above this many times the best ends the test (Smith's practice, and fastai's); a negative
+loss that rises by as much."""
 
 PROBES = 16
 """Constant rates in one round of the search for the limit; a second round lies between two."""
@@ -92,13 +93,24 @@ def smooth(losses: np.ndarray, smoothing: float) -> tuple[np.ndarray, int]:
     """
     best, end = np.inf, len(losses)
     for i, loss in enumerate(losses):
-        if not np.isfinite(loss) or (np.isfinite(best) and loss > BLOWN_UP * best and i > 0):
+        if not np.isfinite(loss) or (i > 0 and _risen(loss, best, losses[0]) > BLOWN_UP - 1):
             end = i
             break
         best = min(best, loss)
     smoothed = np.full(len(losses), np.nan)
     smoothed[:end] = _average(_average(losses[:end], smoothing)[::-1], smoothing)[::-1]
     return smoothed, end
+
+
+def _risen(loss: float, before: float, first: float) -> float:
+    """Returns by how much a loss is above an earlier one, as a share of that.
+
+    Where that is negative or 0 it is a share of its size, or of the first loss's if that is larger.
+    """
+    size = before if before > 0 else max(abs(before), abs(first))
+    if not size:
+        return math.inf if loss > before else 0.0
+    return (loss - before) / size
 
 
 def _average(values: np.ndarray, decay: float) -> np.ndarray:
@@ -148,7 +160,8 @@ def _unstable(losses: np.ndarray) -> np.ndarray:
     """Returns for each rate whether any of its runs ends above the loss that it began with."""
     losses = losses.reshape(*losses.shape[:2], -1)
     tail = losses[:, -max(losses.shape[1] // 4, 1) :].mean(axis=1)
-    return np.any(~np.isfinite(tail) | (tail > UNSTABLE * losses[:, 0]), axis=-1)
+    first = losses[:, 0]
+    return np.any(~np.isfinite(tail) | (tail - first > (UNSTABLE - 1) * np.abs(first)), axis=-1)
 
 
 def find(

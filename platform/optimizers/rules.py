@@ -60,7 +60,9 @@ def create(
     if not rules:
         return main
     owners = _owners(rules, paths)
-    parts: dict[Hashable, optax.GradientTransformation] = {MAIN: main}
+    parts: dict[Hashable, optax.GradientTransformation] = {}
+    if len(owners) < len(set(paths)):  # not every optimizer can do with no parameters at all
+        parts[MAIN] = main
     for rule, block in rules.items():
         own = {k: v for k, v in block.items() if k not in ("paths", "name", "learning_rate_factor")}
         other = block.get("name", name)

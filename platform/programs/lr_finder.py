@@ -70,6 +70,11 @@ def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfi
         raise UserError(f"lr_finder.smoothing = {block.smoothing} should lie in [0, 1)")
     if block.probe_steps < 0 or 0 < block.probe_steps < 4:
         raise UserError(f"lr_finder.probe_steps = {block.probe_steps} should be 0, or 4 or more")
+    if resolved.islands.name != "none":
+        raise UserError(
+            f"islands.name = {resolved.islands.name!r}: a range test is of one state, set "
+            "islands.name = 'none' (the rates of an island are those of its part of the batch)"
+        )
     return resolved
 
 

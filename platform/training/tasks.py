@@ -171,8 +171,13 @@ def regression(spec: DataSpec, *, target_offset: float = 0.0) -> Task:
     determined = range(spec.outputs if spec.outputs <= _DETERMINED_OUTPUTS else 0)
 
     def errors(output: Output, batch: Batch):
-        logits_BxO = output.logits.astype(jnp.float32)
-        labels_BxO = batch["labels"].astype(jnp.float32).reshape(logits_BxO.shape)
+        logits_BxO, labels = output.logits.astype(jnp.float32), batch["labels"]
+        if labels.size != logits_BxO.size:
+            raise UserError(
+                f"task 'regression': labels {labels.dtype} {list(labels.shape)} aren't a number "
+                f"for each output {list(logits_BxO.shape)}: for classes use 'classification'"
+            )
+        labels_BxO = labels.astype(jnp.float32).reshape(logits_BxO.shape)
         return logits_BxO - labels_BxO, labels_BxO, _weights(batch, logits_BxO.shape[:1])
 
     def loss(output: Output, batch: Batch):

@@ -41,6 +41,14 @@ def test_a_rotated_quadratic_with_noise_in_it_is_no_harder():
     assert found.limit == pytest.approx(2 / 5.0, rel=0.2)
 
 
+def test_a_loss_below_zero_is_no_blow_up():
+    start = jnp.asarray(np.random.default_rng(0).normal(size=12), jnp.float32)
+    loss = lambda x: quadratic(1e2, 4.0)(x) - 20.0
+    found = range_test.find(loss, start)
+    assert found.limit == pytest.approx(2 / 4.0, rel=0.2)
+    assert found.suggestion < 2 / 4.0
+
+
 def test_an_optimizer_of_the_table_and_its_keys_are_used():
     plain = range_test.find(quadratic(10.0, 1.0), jnp.ones(12), "adam")
     heavy = range_test.find(quadratic(10.0, 1.0), jnp.ones(12), "sgd", momentum=0.5)

@@ -54,6 +54,13 @@ def test_each_parameter_moves_as_its_own_optimizer_says():
     assert not np.allclose(whole["body"]["bias"], plain["body"]["bias"])
 
 
+def test_rules_may_leave_nothing_to_the_main_optimizer():
+    blocks = {"all": {"paths": (".",), "name": "sgd"}}
+    alone = rules.create(table.create, "galore", 0.1, {}, blocks, PATHS)
+    plain = table.create("sgd", 0.1)
+    jax.tree.map(np.testing.assert_array_equal, after(alone, params()), after(plain, params()))
+
+
 def test_without_rules_the_optimizer_is_the_plain_one():
     assert jax.tree.structure(ruled().init(params())) == jax.tree.structure(
         table.create("adamw", 0.1).init(params())

@@ -81,6 +81,13 @@ def test_a_mistake_is_named_before_there_is_a_folder(block, message, tmp_path):
     assert not (tmp_path / "run").exists()
 
 
+def test_islands_are_refused_by_name(tmp_path):
+    c, _ = config(tmp_path)
+    c.islands = {"name": "local_sgd", "number": 2}
+    with pytest.raises(UserError, match=r"islands\.name = 'local_sgd': a range test is of one"):
+        run(c, tmp_path / "run", console=False)
+
+
 def test_another_range_needs_another_folder(tmp_path):
     c, _ = config(tmp_path, lr_finder={"steps": 60, "probe_steps": 0})
     run(c, tmp_path / "run", console=False)

@@ -53,22 +53,24 @@ def rows_of(workdir):
     return {n: {**row, "seconds": 0} for n, row in results.read(str(workdir)).items()}
 
 
-@pytest.fixture(scope="module")
-def finished(tmp_path_factory):
-    """The result of a sweep, and how many training programs it compiled."""
-    workdir = tmp_path_factory.mktemp("sweep") / "run"
+def counted(config, workdir):
+    """Returns the result of a sweep, and how many training programs it compiled."""
     count = 0
     real = compiled.train_program
 
-    def counted(*arguments):
+    def train_program(*arguments):
         nonlocal count
         count += 1
         return real(*arguments)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(compiled, "train_program", counted)
-        result = start(sweep_config(), workdir)
-    return result, count
+        patch.setattr(compiled, "train_program", train_program)
+        return start(config, workdir), count
+
+
+@pytest.fixture(scope="module")
+def finished(tmp_path_factory):
+    return counted(sweep_config(), tmp_path_factory.mktemp("sweep") / "run")
 
 
 def test_two_widths_and_three_rates_compile_twice(finished):
@@ -76,6 +78,17 @@ def test_two_widths_and_three_rates_compile_twice(finished):
     assert result.status == "done"
     assert len(rows_of(result.workdir)) == 6
     assert count == result.summary["programs"] == 2
+
+
+def test_two_widths_and_eight_rates_compile_twice(tmp_path):
+    rates = {"low": 1e-3, "high": 1.0, "scale": "log", "points": 8}
+    space = {"optimizer": {"learning_rate": rates}, "model": {"widths": ((4,), (6,))}}
+    quick = {"steps": 2, "steps_per_call": 2, "log_every": 2, "evaluation": {"every": 2}}
+    config = sweep_config(space, seeds=(0,), checkpoint={}, ema={"decay": 0.0}, **quick)
+    result, count = counted(config, tmp_path / "run")
+    assert count == result.summary["programs"] == 2
+    rows = rows_of(tmp_path / "run")
+    assert len({row["final"]["validation/loss"]["mean"] for row in rows.values()}) == 16
 
 
 def test_a_trial_that_diverges_is_recorded_and_the_others_go_on(finished):

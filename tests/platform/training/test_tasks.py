@@ -243,6 +243,11 @@ def test_the_model_gets_segments_and_positions_where_there_are_some():
     assert named["positions"] is LABELS
 
 
+def test_regression_on_classes_is_refused():
+    with pytest.raises(UserError, match="for classes use 'classification'"):
+        means(regression(TARGETS), PREDICTED, {"labels": jnp.zeros(len(WANTED), jnp.int32)})
+
+
 def test_regression_equals_scikit_learn():
     weights = np.array([0.5, 2.0, 0.0, 1.0] * 3)
     for extra, sample_weight in (({}, None), ({"weights": jnp.asarray(weights)}, weights)):
