@@ -5,9 +5,10 @@ keys by keyword. The update functions take `(grads, state, params, *, value, gra
 """
 
 import functools
-from typing import Literal
+from typing import Any, Literal
 
 import jax
+import jax.numpy as jnp
 import optax
 from optax import contrib
 
@@ -37,19 +38,35 @@ def lbfgs(
         Nocedal and Wright, Numerical Optimization, 1999, algorithm 7.5
     """
     searches = {
-        "zoom": lambda: optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one"),
-        "backtracking": lambda: optax.scale_by_backtracking_linesearch(20),
-        "none": lambda: None,
+        "zoom": optax.scale_by_zoom_linesearch(20, initial_guess_strategy="one"),
+        "backtracking": optax.scale_by_backtracking_linesearch(20),
+        "none": None,
     }
     if line_search not in searches:
         raise ValueError(f"line_search = {line_search!r} should be one of {', '.join(searches)}")
-    inner = optax.lbfgs(learning_rate, memory_size, scale_init_precond, searches[line_search]())
+    search = _describable(searches[line_search]) if searches[line_search] else None
+    inner = optax.lbfgs(learning_rate, memory_size, scale_init_precond, search)
 
     def update(updates, state, params=None, *, value=None, grad=None, value_fn=None, **unused):
         del unused  # the line search would hand them on to value_fn
         return inner.update(updates, state, params, value=value, grad=grad, value_fn=value_fn)
 
     return optax.GradientTransformationExtraArgs(inner.init, update)
+
+
+def _describable(search: Any) -> optax.GradientTransformationExtraArgs:
+    """Returns optax's line search with a state that `optax.tree_utils.tree_map_params` knows.
+
+    That asks for the state of parameters without any array, for which optax looks in vain.
+    """
+
+    def init(params):
+        if jax.tree.leaves(params):
+            return search.init(params)
+        state = search.init(jnp.zeros(()))
+        return state if state.grad is None else state._replace(grad=params)
+
+    return optax.GradientTransformationExtraArgs(init, search.update)
 
 
 def noisy_sgd(

@@ -100,6 +100,21 @@ def test_any_tree_of_arrays_keeps_its_shapes_and_types_and_so_does_the_state(nam
     assert types(jax.eval_shape(step, *before)) == types(before)
 
 
+@pytest.mark.parametrize("name", OPTIMIZERS)
+def test_what_of_a_state_belongs_to_a_parameter_is_known_so_that_it_can_be_split(name):
+    optimizer = create(name, 0.1)
+    state = jax.eval_shape(optimizer.init, start())
+    same = optax.tree_utils.tree_map_params(optimizer, lambda leaf: leaf, state)
+    assert jax.tree.structure(same) == jax.tree.structure(state)
+
+
+@pytest.mark.parametrize("search", ["backtracking", "none"])
+def test_what_of_lbfgs_belongs_to_a_parameter_is_known_with_any_line_search(search):
+    optimizer = create("lbfgs", 1.0, line_search=search)
+    state = jax.eval_shape(optimizer.init, start())
+    optax.tree_utils.tree_map_params(optimizer, lambda leaf: leaf, state)
+
+
 @pytest.mark.parametrize("name", ["muon", "soap"])
 def test_matrices_of_bfloat16_are_calculated_with_in_float32(name):
     short = run_from({"w": start()["w"].astype(jnp.bfloat16)}, create(name, 0.01), 3)

@@ -281,7 +281,7 @@ def test_one_target_may_come_without_its_axis_but_wrong_shapes_do_not_broadcast(
     task = regression(DataSpec((4,), "float32", 1))
     flat = means(task, PREDICTED[:, :1], {"labels": WANTED[:, 0]})
     assert flat == means(task, PREDICTED[:, :1], {"labels": WANTED[:, :1]})
-    with pytest.raises(TypeError, match="reshape"):
+    with pytest.raises(UserError, match=r"labels float32 \[12, 3\] aren't a number for each"):
         task.loss(Output(PREDICTED[:, :1]), {"labels": WANTED})
 
 
