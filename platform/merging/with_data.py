@@ -38,7 +38,8 @@ def adamerging(
         learning_rate: Adam's. Default: 1e-3, the paper's.
         b1: Adam's. Default: 0.9.
         b2: Adam's. Default: 0.999.
-        clip: whether coefficients stay in [0, 1], as in the authors' code. Default: True.
+        clip: whether coefficients are put back into [0, 1] after each step. Default: True. (The
+            authors' code clamps them where they are used, so that one beyond gets no gradient.)
 
     Returns:
         A `Merger`.

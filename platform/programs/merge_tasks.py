@@ -29,7 +29,7 @@ from lamina.platform.multitask.cells import Cell
 from lamina.platform.programs import stage
 from lamina.platform.programs.context import Context, Outcome
 from lamina.platform.reporting import folder, storage
-from lamina.platform.training import compiled, experiment
+from lamina.platform.training import compiled, experiment, trained
 from lamina.platform.training import settings as training_settings
 from lamina.platform.training.experiment import Experiment
 
@@ -86,7 +86,7 @@ def prepare(
     tasks = {}
     for name, given in finetunings.items():
         try:
-            own = given if isinstance(given, FrozenConfigDict) else _of_run(given, trust)
+            own = trained.read_config(given, trust) if isinstance(given, str) else given
             tasks[name] = experiment.assemble(own, trust, devices)
             for split in ("validation", "test"):
                 if split not in tasks[name].dataset.splits:
@@ -112,15 +112,6 @@ def prepare(
                 + ", ".join(measured)
             )
     return Prepared(parts, config, pretraining, finetunings, tasks, metric, mode, trust, devices)
-
-
-def _of_run(path: str, trust: Sequence[str]) -> FrozenConfigDict:
-    """Returns the config of a run that is there."""
-    folder.check_run(path)
-    text = storage.read_bytes(storage.as_path(path) / folder.CONFIG)
-    written = configs.from_json((text or b"").decode(), os.path.join(path, folder.CONFIG))
-    kept = {key: value for key, value in written.items() if key not in ("stream", "learner")}
-    return experiment.resolve({**kept, "program": "train"}, trust)
 
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
@@ -182,7 +173,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
     folder.write_parameters(context.workdir, compiled.parameter_rows(prepared.parts))
     begin = time.monotonic()
     paths = train_stages(prepared, context)
-    trained = time.monotonic() - begin
+    training = time.monotonic() - begin
     methods = {n: settings.points(block) for n, block in prepared.config.merge.methods.items()}
     known: dict[str, list[Cell]] = {name: [] for name in (*settings.RESERVED, *methods)}
     tried: dict[str, list[list[Cell]]] = {name: [] for name in methods}
@@ -222,7 +213,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
         "steps": prepared.config.merge.rounds * sum(p.steps for p in prepared.tasks.values()),
         "peak_memory_bytes": peak * (1 if sys.platform == "darwin" else 1024),
         "seconds": time.monotonic() - begin,
-        "phases": {"train": trained, "merge": time.monotonic() - begin - trained},
+        "phases": {"train": training, "merge": time.monotonic() - begin - training},
     }
     return Outcome(storage.plain(result))
 

@@ -179,6 +179,9 @@ def _merge(result: Mapping[str, Any]) -> list[Panel]:
             formats.number(row["validation"]["mean"]),
             formats.duration(row["seconds"]["mean"]) if row["bytes"] else "",
             formats.compact(row["bytes"]) + "B" if row["bytes"] else "",
+            " → ".join(formats.number(row["losses"][place]) for place in (0, -1))
+            if row.get("losses")
+            else "",
         ]
         for row in rows
     ]
@@ -202,9 +205,10 @@ def _merge(result: Mapping[str, Any]) -> list[Panel]:
         ),
         table(
             "Cost",
-            ["model", f"validation {metric}", "merging", "memory"],
+            ["model", f"validation {metric}", "merging", "memory", "objective"],
             costs,
-            "Merging with its compilation; memory of models, base, result and statistics.",
+            "Merging with its compilation; memory of models, base, result and statistics. The "
+            "objective of a learned merge at its begin and end, first seed.",
         ),
     ]
 

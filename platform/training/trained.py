@@ -31,7 +31,7 @@ class Trained(NamedTuple):
     """A trained model.
 
     Attributes:
-        config: of its run, resolved.
+        config: of its run, as `read_config` gives it.
         spec: what the model fits.
         model: its pure functions.
         task: what it was trained for.
@@ -75,15 +75,7 @@ def read(
         UserError: there is no such run, checkpoint or seed, or it is damaged.
     """
     root, step = _checkpoint_of(os.fspath(workdir), step)
-    text = storage.read_bytes(storage.as_path(root) / folder.CONFIG)
-    if text is None:
-        raise UserError(f"{root} is no run folder: it has no {folder.CONFIG}")
-    where = os.path.join(root, folder.CONFIG)
-    written = configs.from_json(text.decode("utf-8", "replace"), where)
-    # What an incremental run has besides a model is no matter here, nor how it was dispatched.
-    kept = {key: value for key, value in written.items() if key not in ("stream", "learner")}
-    schema = experiment.SCHEMA._replace(contradictions=lambda config: ())
-    config = configs.resolve(kept, schema, trust)
+    config = read_config(root, trust)
     if seed is not None and seed not in config.seeds:
         raise UserError(f"{root} has no seed {seed}: its seeds are {tuple(config.seeds)}")
     chosen = config.seeds[0] if seed is None else seed
@@ -115,6 +107,27 @@ def read(
     params = parameters.combine(trained, jax.tree.map(jnp.asarray, one.get("frozen", {})))
     state = jax.tree.map(jnp.asarray, one.get("model_state", {}))
     return Trained(config, spec, model, task, params, state, chosen, found.step, found.notes)
+
+
+def read_config(workdir: str, trust: Sequence[str] = ()) -> FrozenConfigDict:
+    """Returns the config of a run, as that of one which trains the same model on its data at once.
+
+    Args:
+        workdir: the run folder.
+        trust: packages whose factories the config may name.
+
+    Raises:
+        UserError: there is no such run, or its config is damaged.
+    """
+    text = storage.read_bytes(storage.as_path(workdir) / folder.CONFIG)
+    if text is None:
+        raise UserError(f"{workdir} is no run folder: it has no {folder.CONFIG}")
+    where = os.path.join(workdir, folder.CONFIG)
+    written = configs.from_json(text.decode("utf-8", "replace"), where)
+    # What an incremental run has besides a model is no matter here, nor how it was dispatched.
+    kept = {key: value for key, value in written.items() if key not in ("stream", "learner")}
+    schema = experiment.SCHEMA._replace(contradictions=lambda config: ())
+    return configs.resolve({**kept, "program": "train"}, schema, trust)
 
 
 def describe_spec(spec: DataSpec) -> dict[str, Any]:

@@ -21,17 +21,7 @@ from lamina.platform.errors import UserError
 from lamina.platform.merging import files, output, statistics, streaming
 from lamina.platform.programs import merge as program
 
-KEYS = {
-    "linear": {},
-    "task_arithmetic": {"scale": 0.7},
-    "slerp": {"t": 0.3},
-    "model_stock": {},
-    "ties": {"density": 0.3, "scale": 0.7},
-    "ties_per_tensor": {"density": 0.3, "scale": 0.7},
-    "dare": {"density": 0.4},
-    "dare_l1": {"density": 0.4},
-    "iso_c": {"scale": 1.2},
-}
+KEYS = json.loads(Path(__file__).with_name("keys.json").read_text())
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 

@@ -1,5 +1,8 @@
 """What holds for all mergers of trees: invariants, jit, vmap, devices, layers, refusals."""
 
+import json
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,17 +13,7 @@ from lamina.platform import merging
 from lamina.platform.errors import UserError
 from lamina.platform.merging.table import MERGERS
 
-KEYS = {
-    "linear": {},
-    "task_arithmetic": {"scale": 0.7},
-    "slerp": {"t": 0.3},
-    "model_stock": {},
-    "ties": {"density": 0.3, "scale": 0.7},
-    "ties_per_tensor": {"density": 0.3, "scale": 0.7},
-    "dare": {"density": 0.4},
-    "dare_l1": {"density": 0.4},
-    "iso_c": {"scale": 1.2},
-}
+KEYS = json.loads(Path(__file__).with_name("keys.json").read_text())
 MEANS = ("linear", "slerp", "model_stock", "ties_per_tensor")
 LEAFWISE = sorted(KEYS)
 
