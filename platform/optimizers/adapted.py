@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 from optax import contrib
 
@@ -129,18 +130,39 @@ def sm3(
     References:
         Anil et al., Memory-Efficient Adaptive Optimization, https://arxiv.org/abs/1901.11150
     """
+    return optax.chain(_scale_by_sm3(momentum), optax.scale_by_learning_rate(learning_rate))
+
+
+def _scale_by_sm3(momentum: Any) -> optax.GradientTransformation:
+    """Returns optax's, whose state has one vector for each parameter in place of a list of them.
+
+    So the state is a tree like the parameters, which can be split over devices with them.
+    """
     inner = optax.scale_by_sm3(momentum)
-    as_vectors = lambda tree: jax.tree.map(lambda x: x if getattr(x, "ndim", 1) else x[None], tree)
+
+    def as_vectors(tree):
+        return jax.tree.map(lambda x: x if x.ndim else x[None], tree)
+
+    def packed(like, state):
+        join = lambda _, parts: jnp.concatenate(parts)
+        return state._replace(mu=jax.tree.map(join, like, state.mu))
+
+    def unpacked(like, state):
+        cut = lambda x, vector: jnp.split(vector, np.cumsum(x.shape)[:-1])
+        return state._replace(mu=jax.tree.map(cut, like, state.mu))
+
+    def init(params):
+        params = as_vectors(params)
+        return packed(params, inner.init(params))
 
     def update(updates, state, params=None):
         del params
-        found, state = inner.update(as_vectors(updates), state)
-        return jax.tree.map(lambda new, old: new.reshape(old.shape), found, updates), state
+        vectors = as_vectors(updates)
+        found, state = inner.update(vectors, unpacked(vectors, state))
+        found = jax.tree.map(lambda new, old: new.reshape(old.shape), found, updates)
+        return found, packed(vectors, state)
 
-    return optax.chain(
-        optax.GradientTransformation(lambda params: inner.init(as_vectors(params)), update),
-        optax.scale_by_learning_rate(learning_rate),
-    )
+    return optax.GradientTransformation(init, update)
 
 
 @functools.wraps(contrib.sophia)
