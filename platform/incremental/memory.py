@@ -3,14 +3,15 @@
 Every row that comes gets a priority from U[0, 1), once. The memory keeps the rows with the lowest
 ones: all alike ("reservoir"), or rank by rank within each class or experience. Each row that came
 is therefore kept with the same probability as by Algorithm R (Vitter 1985), or by evicting from the
-largest class, but a whole batch is inserted by two sorts instead of one row after another, and the
-result depends neither on the order of rows in a batch nor on the number of devices.
+largest class, but a whole batch is inserted at once instead of one row after another, in N x B
+comparisons, and the result depends neither on the order of rows in a batch nor on the number of
+devices.
 
 Letters: N slots, B rows that come, M rows drawn.
 """
 
 from collections.abc import Mapping
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -58,6 +59,7 @@ def create(
         return {
             "rows": rows,
             "priority": jnp.full(count, EMPTY),
+            "rank": jnp.zeros(count, jnp.int32),
             "task": jnp.full(count, -1, jnp.int32),
         }
 
@@ -68,27 +70,29 @@ def create(
         moment: Moment,
         priority: jax.Array | None = None,
     ) -> Own:
-        count, new = len(memory["priority"]), len(there)
+        new = len(there)
         if priority is None:
             if policy == "given":
                 return memory
             priority = jax.random.uniform(moment.key, (new,))
-        priority = jnp.concatenate([memory["priority"], jnp.where(there, priority, EMPTY)])
-        task = jnp.concatenate(
-            [memory["task"], jnp.broadcast_to(moment.experience, (new,)).astype(jnp.int32)]
-        )
-        labels = jnp.concatenate([memory["rows"]["labels"], rows["labels"]])
-        group = {"reservoir": jnp.zeros_like(task), "task": task}.get(policy, labels)
-        kept = keep(priority, group, count, per_task)
-        slot_of_row = places(kept[:count], kept[count:])
+        task = jnp.broadcast_to(moment.experience, (new,)).astype(jnp.int32)
+        groups = {
+            "reservoir": (jnp.zeros_like(memory["task"]), jnp.zeros_like(task)),
+            "task": (memory["task"], task),
+        }
+        groups = groups.get(policy, (memory["rows"]["labels"], rows["labels"]))
+        held = Ranked(memory["priority"], memory["rank"], groups[0])
+        held, came = ranked(held, jnp.where(there, priority, EMPTY), groups[1])
+        stays = keep(held, came, per_task)
+        kept, slot_of_row = stays[:-new], places(stays[:-new], stays[-new:])
         put = lambda old, values: old.at[slot_of_row].set(
             values.astype(old.dtype), mode="drop", unique_indices=True
         )
-        emptied = jnp.where(kept[:count], memory["priority"], EMPTY)
         return {
             "rows": {name: put(old, rows[name]) for name, old in memory["rows"].items()},
-            "priority": put(emptied, priority[count:]),
-            "task": put(memory["task"], task[count:]),
+            "priority": put(jnp.where(kept, held.priority, EMPTY), came.priority),
+            "rank": put(held.rank, came.rank),
+            "task": put(memory["task"], task),
         }
 
     def draw(memory: Own, number: int, moment: Moment) -> tuple[dict[str, jax.Array], jax.Array]:
@@ -121,31 +125,69 @@ def take(
     return {name: array[slots] for name, array in memory["rows"].items()}, score > 0
 
 
-def keep(priority: jax.Array, group: jax.Array, count: int, limit: int = 0) -> jax.Array:
-    """Returns which rows stay: the `count` of the lowest rank within their group.
+class Ranked(NamedTuple):
+    """Rows, and how they stand in their groups.
+
+    Attributes:
+        priority: float32 [K]; `EMPTY` for what is no row.
+        rank: int32 [K]: rows of the same group with a lower priority; of what is no row anything.
+        group: int32 [K].
+    """
+
+    priority: jax.Array
+    rank: jax.Array
+    group: jax.Array
+
+
+def ranked(held: Ranked, priority: jax.Array, group: jax.Array) -> tuple[Ranked, Ranked]:
+    """Returns the rows of a memory [N], and those that come [B], ranked together.
 
     Args:
-        priority: float32 [N + B]; `EMPTY` for what is no row.
-        group: int32 [N + B].
-        count: N.
+        held: the rows of the memory, ranked among each other.
+        priority: float32 [B], of those that come.
+        group: int32 [B], likewise.
+    """
+    place, there = jnp.arange(len(priority)), priority < EMPTY
+    column = lambda row: row[:, None]
+    first = (column(priority) == priority[None]) & (column(place) < place[None])  # of equals
+    below = (column(priority) < priority[None]) | first
+    below &= (column(group) == group[None]) & column(there)
+    alike = column(held.group) == group[None]
+    under = alike & (column(held.priority) <= priority[None]) & (column(held.priority) < EMPTY)
+    over = alike & (column(held.priority) > priority[None]) & there[None]
+    rank = (jnp.sum(below, axis=0) + jnp.sum(under, axis=0)).astype(jnp.int32)
+    own = (held.rank + jnp.sum(over, axis=1)).astype(jnp.int32)
+    return held._replace(rank=own), Ranked(priority, rank, group)
+
+
+def keep(held: Ranked, came: Ranked, limit: int = 0) -> jax.Array:
+    """Returns which rows stay: as many as there are slots, of the lowest ranks in their groups.
+
+    Of equal ranks the lower priority stays. What stays of a group are its lowest ranks without a
+    gap, so that they need not be counted again.
+
+    Args:
+        held: the rows of the slots [N].
+        came: the rows that come [B], ranked with them.
         limit: most rows of one group; 0: none.
 
     Returns:
-        bool [N + B], True for at most `count`.
+        bool [N + B], True for at most N.
     """
-    size = len(priority)
-    there = priority < EMPTY
-    group = jnp.where(there, group, jnp.iinfo(jnp.int32).max)
-    places = jnp.arange(size)
-    sorted_group, _, original = jax.lax.sort((group, priority, places), num_keys=2)
-    opens = jnp.concatenate([jnp.ones(1, bool), sorted_group[1:] != sorted_group[:-1]])
-    first = jax.lax.cummax(jnp.where(opens, places, 0))
-    rank = jnp.zeros(size, jnp.int32).at[original].set((places - first).astype(jnp.int32))
-    rank = jnp.where(there, rank, size)
-    # Of equal ranks the lower priority stays.
-    _, _, by_rank = jax.lax.sort((rank, priority, places), num_keys=2)
-    kept = jnp.zeros(size, bool).at[by_rank[:count]].set(True) & there
-    return kept & (rank < limit) if limit else kept
+    new = len(came.rank)
+    priority = jnp.concatenate([held.priority, came.priority])
+    rank = jnp.concatenate([held.rank, came.rank])
+    stays = priority < EMPTY
+    if limit:
+        stays &= rank < limit
+    # Exact in float32: ranks are below 2**24. So many ranks at least are above those that stay:
+    surplus = jnp.sum(stays) - len(held.rank)
+    highest, _ = jax.lax.top_k(jnp.where(stays, rank, -1).astype(jnp.float32), new)
+    last = highest[jnp.maximum(surplus - 1, 0)].astype(jnp.int32)
+    above, equal = stays & (rank > last), stays & (rank == last)
+    _, ordered = jax.lax.top_k(jnp.where(equal, priority, -1.0), new)
+    goes = above.at[ordered].max(jnp.arange(new) < surplus - jnp.sum(above))
+    return stays & ~(goes & (surplus > 0))
 
 
 def places(kept_slots: jax.Array, kept_rows: jax.Array) -> jax.Array:
@@ -156,9 +198,9 @@ def places(kept_slots: jax.Array, kept_rows: jax.Array) -> jax.Array:
         kept_rows: bool [B]: new rows that stay; no more than there are free slots.
     """
     count, new = len(kept_slots), len(kept_rows)
-    free = jnp.nonzero(~kept_slots, size=new, fill_value=count)[0]
-    number = jnp.cumsum(kept_rows) - 1
-    return jnp.where(kept_rows, free[jnp.maximum(number, 0)], count + jnp.arange(new))
+    _, free = jax.lax.top_k((~kept_slots).astype(jnp.float32), min(count, new))
+    number = jnp.clip(jnp.cumsum(kept_rows) - 1, 0, len(free) - 1)
+    return jnp.where(kept_rows, free[number], count + jnp.arange(new))
 
 
 def mean(values: jax.Array, there: jax.Array) -> jax.Array:

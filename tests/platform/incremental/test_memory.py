@@ -100,3 +100,20 @@ def test_a_memory_that_holds_less_than_is_drawn_is_refused():
         create("er", memory=50, replay=128)
     with pytest.raises(UserError, match=r"learner.per_task = 0"):
         create("gem", per_task=0)
+
+
+@pytest.mark.parametrize("policy", ["reservoir", "balanced", "task"])
+def test_what_stays_of_a_group_are_its_lowest_priorities_counted_without_a_gap(policy):
+    memory = memories.create(12, policy=policy, per_task=4 if policy == "task" else 0)
+    rng = np.random.default_rng(0)
+    batches = [
+        (rows(8 * b, 8, label=b // 3), rng.random(8) < 0.8, min(b // 2, 3)) for b in range(9)
+    ]
+    state = filled(memory, batches)
+    there, rank = kept_mask(state), np.asarray(state["rank"])
+    groups = {"reservoir": np.zeros(len(there)), "task": np.asarray(state["task"])}
+    group = groups.get(policy, np.asarray(state["rows"]["labels"]))
+    for one in np.unique(group[there]):
+        mine = np.flatnonzero(there & (group == one))
+        by_priority = mine[np.argsort(np.asarray(state["priority"])[mine])]
+        assert rank[by_priority].tolist() == list(range(len(mine)))
