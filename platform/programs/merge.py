@@ -104,6 +104,8 @@ def _open_all(paths: Sequence[str], trust: Sequence[str], align: bool) -> list[S
 def _is_run(path: str) -> bool:
     """Tells whether a path is a run's folder or a checkpoint's, and not one of other weights."""
     local = sources.local_path(path)
+    if (local / folder.STATUS).exists():  # whatever was exported into it
+        return True
     if sources.is_weights(path) or not local.is_dir():
         return False
     # Hugging Face's folders have a file of that name too.

@@ -275,6 +275,14 @@ def test_pickles_and_places_elsewhere_are_refused(paths, tmp_path):
     refused(paths, tmp_path, "isn't on this machine", out="gs://bucket/out.safetensors")
 
 
+def test_a_run_stays_a_run_whatever_was_exported_into_it(paths, tmp_path):
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / "status.json").write_text("{}")
+    save_file(tensors(0), run / "exported.safetensors")
+    refused([*paths[:2], str(run)], tmp_path, "is no run folder: it has no config.json")
+
+
 def test_links_to_files_are_carried_over_and_links_to_folders_are_not(tmp_path):
     model = tensors(0)
     paths = [folder_of(tmp_path / name, model) for name in ("a", "b")]
