@@ -11,6 +11,7 @@ from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
 from lamina.platform import merging
 from lamina.platform.errors import UserError
+from lamina.platform.merging import trimming
 from lamina.platform.merging.table import MERGERS
 
 KEYS = json.loads(Path(__file__).with_name("keys.json").read_text())
@@ -109,6 +110,21 @@ def test_ties_keeps_exactly_its_fraction_among_equal_magnitudes():
     base, model = {"w": np.zeros(100, np.float32)}, {"w": np.ones(100, np.float32)}
     merged = merging.create("ties", density=0.37)([model], base=base)
     np.testing.assert_array_equal(merged["w"], np.arange(100) < 37)
+
+
+def test_ties_counts_models_of_more_than_two_to_the_32_entries():
+    many = {f"layer{n}": jax.ShapeDtypeStruct((2**15, 2**15), jnp.bfloat16) for n in range(5)}
+    merger = merging.create("ties", density=0.9)
+    merged = jax.eval_shape(lambda one, base: merger([one], base=base), many, many)
+    assert merged == many
+    numbers = [2**32 - 1, 7, 2**31 + 2**16, 2**32 - 2]
+    value = lambda pair: int(pair[0]) * 2**16 + int(pair[1])
+    both = trimming.total([jnp.uint32(n) for n in numbers])
+    assert value(both) == sum(numbers)
+    for other in (0, 1, 2**16, 2**32 - 1, 2**33 + 5, sum(numbers)):
+        assert value(trimming.minus(both, trimming.wide(other))) == sum(numbers) - other
+        assert bool(trimming.at_least(both, trimming.wide(other)))
+        assert bool(trimming.at_least(trimming.wide(other), both)) == (other == sum(numbers))
 
 
 def test_dare_of_density_one_is_task_arithmetic(models, base):
