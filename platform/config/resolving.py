@@ -294,6 +294,8 @@ def _is_block(wanted: Any) -> bool:
 
 
 def _type_name(wanted: Any) -> str:
+    if typing.get_origin(wanted) in (typing.Union, types.UnionType):
+        return " or ".join(map(_type_name, typing.get_args(wanted)))
     if typing.get_origin(wanted) is typing.Literal:
         return "one of " + ", ".join(map(repr, typing.get_args(wanted)))
     if _is_block(wanted):

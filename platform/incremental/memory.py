@@ -17,6 +17,7 @@ import jax
 import jax.numpy as jnp
 
 from lamina.platform.errors import UserError
+from lamina.platform.incremental import checks
 from lamina.platform.training.learners import Draw, Memory, Moment, Own, Space
 
 Policy = Literal["reservoir", "balanced", "task", "given"]
@@ -209,17 +210,10 @@ def mean(values: jax.Array, there: jax.Array) -> jax.Array:
     return jnp.sum(jnp.where(there, values, 0.0)) / count
 
 
-def check_count(name: str, value: int) -> None:
-    """Raises a `UserError` where a learner's key isn't at least 1."""
-    if value < 1:
-        raise UserError(f"learner.{name} = {value} should be at least 1")
-
-
 def check_size(slots: int, drawn: int) -> None:
     """Raises a `UserError` where a memory holds less than is drawn from it at once."""
-    check_count("memory", slots)
-    if drawn < 0:
-        raise UserError(f"learner.replay = {drawn} should not be negative")
+    checks.within(1, memory=slots)
+    checks.within(0, replay=drawn)
     if slots < drawn:
         raise UserError(
             f"learner.memory = {slots} is smaller than the {drawn} rows that are replayed at once: "

@@ -13,6 +13,8 @@ from lamina.platform.errors import UserError
 from lamina.platform.incremental import transforms
 from lamina.platform.incremental.stream import Labels, Shared, Stream, check_labels, schedule
 
+ClassOrder = Literal["fixed", "shuffled"] | tuple[int, ...]
+"""How a stream of classes is ordered."""
 
 def class_incremental(
     labels: Labels,
@@ -20,7 +22,7 @@ def class_incremental(
     seed: int,
     shared: Shared,
     *,
-    class_order: Literal["fixed", "shuffled"] = "fixed",
+    class_order: ClassOrder = "fixed",
     classes: int = 0,
     mask: Literal["all", "seen", "task"] = "seen",
 ) -> Stream:
@@ -31,26 +33,26 @@ def class_incremental(
         batch_size: rows of a batch.
         seed: of the order.
         shared: the keys of every stream.
-        class_order: "fixed" takes 0, 1, 2 and so on, "shuffled" an order of the stream's seed.
+        class_order: "fixed" takes 0, 1, 2 and so on, "shuffled" an order of the stream's seed; or
+            the classes in the order in which they come, such as (3, 0, 2, 1).
         classes: how many classes the stream has; 0: all of the data set.
         mask: logits that count in evaluation: "all", those of classes "seen" so far, or of the
             "task" of the example.
 
     Raises:
-        UserError: there are fewer classes than experiences, or than `classes`.
+        UserError: there are fewer classes than experiences, or than `classes`, or the order names
+            what is no class, or one twice.
     """
     check_labels(labels)
-    used = classes or labels.classes
-    if used > labels.classes or classes < 0:
-        raise UserError(f"stream.classes = {classes}: the data set has {labels.classes} classes")
+    names = _in_order(class_order, labels.classes, seed)
+    used = classes or len(names)
+    if not 0 < used <= len(names):
+        raise UserError(f"stream.classes = {classes}: there are {len(names)} classes")
     if not 1 <= shared.experiences <= used:
         raise UserError(
             f"stream.experiences = {shared.experiences} should lie between 1 and {used}: each "
             f"experience brings at least one of the {used} classes"
         )
-    names = np.arange(labels.classes)
-    if class_order == "shuffled":
-        names = np.asarray(order.permutation(labels.classes, order.seed_for(seed, 1 << 32), 0))
     groups = np.array_split(names[:used], shared.experiences)
     parts = [np.flatnonzero(np.isin(labels.train, group)) for group in groups]
     for group, part in zip(groups, parts, strict=True):
@@ -73,13 +75,27 @@ def class_incremental(
     )
 
 
+def _in_order(class_order: ClassOrder, classes: int, seed: int) -> np.ndarray:
+    """Returns the classes in the order in which they come."""
+    if class_order == "fixed":
+        return np.arange(classes)
+    if class_order == "shuffled":
+        return np.asarray(order.permutation(classes, order.seed_for(seed, 1 << 32), 0))
+    if len(set(class_order)) < len(class_order) or not set(class_order) <= set(range(classes)):
+        raise UserError(
+            f"stream.class_order = {class_order} should name classes from 0 to {classes - 1}, each "
+            "at most once"
+        )
+    return np.asarray(class_order, np.int64)
+
+
 def task_incremental(
     labels: Labels,
     batch_size: int,
     seed: int,
     shared: Shared,
     *,
-    class_order: Literal["fixed", "shuffled"] = "fixed",
+    class_order: ClassOrder = "fixed",
     classes: int = 0,
 ) -> Stream:
     """New classes with each experience; the test tells the experience, whose classes alone count.
@@ -96,7 +112,7 @@ def online(
     seed: int,
     shared: Shared,
     *,
-    class_order: Literal["fixed", "shuffled"] = "fixed",
+    class_order: ClassOrder = "fixed",
     classes: int = 0,
     mask: Literal["all", "seen", "task"] = "seen",
 ) -> Stream:
@@ -176,8 +192,11 @@ def data_incremental(labels: Labels, batch_size: int, seed: int, shared: Shared)
         shared: the keys of every stream.
     """
     count = shared.experiences
-    if not 1 <= count <= min(len(labels.train), len(labels.test)):
-        raise UserError(f"stream.experiences = {count}: more than there are examples")
+    most = min(len(labels.train), len(labels.test))
+    if not 1 <= count <= most:
+        raise UserError(
+            f"stream.experiences = {count} should lie between 1 and {most}, the number of examples"
+        )
     shuffled = order.permutation(len(labels.train), order.seed_for(seed, 3 << 32), 0)
     everything = np.ones((count, labels.classes), bool)
     parts = [np.sort(part) for part in np.array_split(np.asarray(shuffled), count)]
@@ -264,16 +283,20 @@ def si_blurry(
             experience may have no class of one kind; "equal" deals equal shares.
 
     Raises:
-        UserError: percentages outside of 0 to 100, or no class left for the experiences.
+        UserError: percentages outside of 0 to 100, or more experiences than classes.
     """
     check_labels(labels)
     count, rng = shared.experiences, np.random.Generator(np.random.Philox(key=seed % 2**64))
-    if not (0 <= disjoint <= 100 and 0 <= blurry <= 100 and count >= 1):
-        raise UserError("stream.disjoint and stream.blurry should lie between 0 and 100")
+    for name, share in (("disjoint", disjoint), ("blurry", blurry)):
+        if not 0 <= share <= 100:
+            raise UserError(f"stream.{name} = {share} should lie between 0 and 100 (percent)")
+    if not 1 <= count <= labels.classes:
+        raise UserError(
+            f"stream.experiences = {count} should lie between 1 and {labels.classes}, the number "
+            "of classes"
+        )
     apart = labels.classes * disjoint // 100 // count * count
     mixed = (labels.classes - apart) // count * count
-    if not apart + mixed:
-        raise UserError(f"stream.experiences = {count}: there are only {labels.classes} classes")
     names = rng.permutation(labels.classes)
 
     def cut(values: np.ndarray, number: int) -> list[np.ndarray]:

@@ -14,12 +14,13 @@ from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
+import numpy as np
 from ml_collections import FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
-from lamina.platform.incremental import metrics
+from lamina.platform.incremental import metrics, results
 from lamina.platform.incremental.stream import Shared
 from lamina.platform.programs import incremental, stage
 from lamina.platform.programs.context import Context, Outcome
@@ -214,15 +215,15 @@ def summarise(prepared: Prepared, workdir: str) -> dict[str, Any]:
 
     A row of the table has the mean over seeds, its standard error, and (but for the first learner
     of a stream) the mean difference to that learner on the same seeds, its standard error, and the
-    p value of the paired t-test.
+    p value of the paired t-test; and where `cumulative` is among the learners, the intransigence
+    against it.
     """
     metric, seeds = prepared.config.benchmark.metric, prepared.config.seeds
     final, table = {}, []
     baselines: dict[str, dict[int, float | None]] = {}
     for cell in prepared.cells:
-        found = folder.read_result(os.path.join(workdir, cell.place))
-        assert found is not None
-        entry = found["final"][metric]
+        found = scores(prepared, cell, workdir)
+        entry = found[metric]
         final[f"{cell.stream}/{cell.learner}"] = entry
         values = dict(zip(seeds, entry["values"], strict=True))
         mean, std, known = records.summary(entry["values"])
@@ -232,12 +233,37 @@ def summarise(prepared: Prepared, workdir: str) -> dict[str, Any]:
             "mean": mean,
             "error": std / math.sqrt(len(known)) if std is not None and len(known) > 1 else None,
         }
+        if "cumulative" in prepared.config.benchmark.learners:
+            row["intransigence"] = found["intransigence"]["mean"]
         if cell.stream in baselines:
             test = compare.paired(values, baselines[cell.stream])
             row |= {"difference": test.difference, "difference_error": test.error, "p": test.p}
         baselines.setdefault(cell.stream, values)
         table.append(row)
     return {"final": final, "metric": metric, "table": table}
+
+
+def scores(prepared: Prepared, cell: Cell, workdir: str) -> Mapping[str, Any]:
+    """Returns the final scores of a cell that is done.
+
+    Where the benchmark has the learner `cumulative`, intransigence is against that model, which was
+    trained on all data so far, seed by seed.
+    """
+    found, own = _read(os.path.join(workdir, cell.place))
+    if "cumulative" not in prepared.config.benchmark.learners:
+        return found["final"]
+    _, upper = _read(os.path.join(workdir, cell._replace(learner="cumulative").place))
+    reference = upper.diagonal(axis1=-2, axis2=-1)
+    values = metrics.intransigence(own, reference=reference).tolist()
+    return {**found["final"], "intransigence": records.summary(values)._asdict()}
+
+
+def _read(workdir: str) -> tuple[Mapping[str, Any], metrics.Array]:
+    """Returns the result of a cell, and its accuracies [seed, experience, task]."""
+    found = folder.read_result(workdir)
+    assert found is not None
+    with (storage.as_path(workdir) / results.ACCURACY).open("rb") as file:
+        return found, metrics.after_experiences(np.load(file), found["accuracy"]["ends"])
 
 
 def line(row: Mapping[str, Any]) -> str:

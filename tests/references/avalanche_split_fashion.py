@@ -17,10 +17,12 @@ from pathlib import Path
 import numpy as np
 import torch
 from avalanche.benchmarks import nc_benchmark
+from avalanche.benchmarks.scenarios.online import split_online_stream
 from avalanche.training import plugins, storage_policy, supervised
 from torch import nn
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
+ONLINE = ("er_batch_10", "online_er", "online_er_reservoir")
 
 
 def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -36,15 +38,18 @@ def strategy(name: str, model: nn.Module):
         "model": model,
         "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
         "criterion": nn.CrossEntropyLoss(),
-        "train_mb_size": 10 if name == "online_er" else 128,
+        "train_mb_size": 10 if name in ONLINE else 128,
         "train_epochs": 1,
         "eval_mb_size": 1000,
         "device": "cpu",
         "evaluator": plugins.EvaluationPlugin(),
     }
-    if name in ("er", "online_er"):
-        policy = storage_policy.ClassBalancedBuffer(500, adaptive_size=True)
-        rows = 10 if name == "online_er" else 128
+    if name == "er" or name in ONLINE:
+        if name == "online_er_reservoir":
+            policy = storage_policy.ReservoirSamplingBuffer(500)
+        else:
+            policy = storage_policy.ClassBalancedBuffer(500, adaptive_size=True)
+        rows = 10 if name in ONLINE else 128
         replay = plugins.ReplayPlugin(500, batch_size_mem=rows, storage_policy=policy)
         return supervised.Naive(**common, plugins=[replay])
     makers = {
@@ -95,7 +100,10 @@ def run(name: str, seed: int, train, test) -> tuple[list[list[float]], dict[str,
         rows.append(accuracies(model, *test))
     else:
         for experience in stream.train_stream:
-            learner.train(experience)
+            online = name in ONLINE and name != "er_batch_10"
+            parts = split_online_stream([experience], experience_size=10) if online else [experience]
+            for part in parts:
+                learner.train(part)
             rows.append(accuracies(model, *test))
     seconds = {"wall": time.perf_counter() - begin, "cpu": time.process_time() - begin_cpu}
     return rows, seconds

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lamina.platform.incremental import checks
 from lamina.platform.incremental import memory as memories
 from lamina.platform.training.learners import Learner, Moment, Own
 
@@ -24,8 +25,7 @@ def agem(*, per_task: int = 100, sample: int = 128) -> Learner:
     Raises:
         UserError: there are fewer than one.
     """
-    memories.check_count("per_task", per_task)
-    memories.check_count("sample", sample)
+    checks.within(1, per_task=per_task, sample=sample)
     kept = memories.create(0, policy="task", past_only=True, per_task=per_task)
 
     def gradient(gradient: Any, own: Own, params: Any, of: Any, moment: Moment, memory: Own) -> Any:

@@ -5,6 +5,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.incremental import checks
 from lamina.platform.incremental import memory as memories
 from lamina.platform.training.learners import Draw, Learner, Mixed, Moment, Own
 
@@ -31,9 +32,10 @@ def der(
         policy: of the memory; the paper's is "reservoir".
 
     Raises:
-        UserError: the memory holds less than is drawn.
+        UserError: the memory holds less than is drawn, or a weight is negative.
     """
     memories.check_size(memory, replay)
+    checks.within(0, alpha=alpha)
     draws = {"logits": Draw(replay, labelled=False)}
     kept = memories.create(memory, policy=policy, draws=draws, stores=("logits",))
     return Learner(loss=_loss, memory=kept, hyper={"alpha": alpha, "beta": 0.0}, needs=CLASSES)
@@ -59,9 +61,10 @@ def derpp(
         policy: of the memory; the paper's is "reservoir".
 
     Raises:
-        UserError: the memory holds less than is drawn.
+        UserError: the memory holds less than is drawn, or a weight is negative.
     """
     memories.check_size(memory, replay)
+    checks.within(0, alpha=alpha, beta=beta)
     draws = {"logits": Draw(replay, labelled=False), "labels": Draw(replay, labelled=False)}
     kept = memories.create(memory, policy=policy, draws=draws, stores=("logits",))
     return Learner(loss=_loss, memory=kept, hyper={"alpha": alpha, "beta": beta}, needs=CLASSES)

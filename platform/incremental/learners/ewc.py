@@ -6,6 +6,7 @@ from typing import Any, Literal
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.incremental import checks
 from lamina.platform.incremental.learners import penalty
 from lamina.platform.training.learners import Learner, Mixed, Moment, Own, Setup, Sweep
 
@@ -42,7 +43,12 @@ def ewc(
             (Schwarz et al. 2018, arXiv 1805.06370).
         decay: gamma of the online mode: F <- gamma F + F_k.
         batches: of the experience's first pass, from which F is estimated; 0: all.
+
+    Raises:
+        UserError: a number is negative, or the decay is above 1.
     """
+    checks.within(0, strength=strength, batches=batches)
+    checks.within(0, 1, decay=decay)
 
     def init(setup: Setup) -> Own:
         none = penalty.zeros(setup.params)

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.incremental import checks
 from lamina.platform.incremental import memory as memories
 from lamina.platform.training.learners import Learner, Moment, Own, Setup
 
@@ -27,9 +28,10 @@ def gem(*, per_task: int = 100, strength: float = 0.5) -> Learner:
         strength: gamma. Default 0.5: the authors'.
 
     Raises:
-        UserError: there are no rows.
+        UserError: there are no rows, or the strength is negative.
     """
-    memories.check_count("per_task", per_task)
+    checks.within(1, per_task=per_task)
+    checks.within(0, strength=strength)
     kept = memories.create(0, policy="task", past_only=True, per_task=per_task)
 
     def init(setup: Setup) -> Own:

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lamina.platform.data.feed import normalise
 from lamina.platform.errors import UserError
+from lamina.platform.incremental import checks
 from lamina.platform.training.learners import STREAM, Learner, Mixed, Moment, Own, Setup
 
 
@@ -24,7 +25,11 @@ def l2p(*, pull: float = 0.5, classes: Literal["now", "all"] = "now") -> Learner
         pull: weight of the similarity. Default 0.5: the paper's.
         classes: logits of the stream's rows that count in training: "now", those of the experience,
             as in the authors' code, or "all".
+
+    Raises:
+        UserError: the weight is negative.
     """
+    checks.within(0, pull=pull)
 
     def init(setup: Setup) -> Own:
         answer = lambda params, batch: setup.forward(params, normalise(batch)).similarity

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.incremental import checks
 from lamina.platform.training.learners import STREAM, Learner, Mixed, Moment, Own, Setup
 
 
@@ -18,7 +19,12 @@ def lwf(*, alpha: float = 1.0, temperature: float = 2.0) -> Learner:
     Args:
         alpha: weight of the distillation. Default 1.0: that of FACIL and Avalanche.
         temperature: T. Default 2.0: the paper's.
+
+    Raises:
+        UserError: alpha is negative, or the temperature not positive.
     """
+    checks.within(0, alpha=alpha)
+    checks.positive(temperature=temperature)
 
     def init(setup: Setup) -> Own:
         return {

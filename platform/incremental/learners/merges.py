@@ -7,7 +7,7 @@ import jax
 import jax.numpy as jnp
 
 from lamina.platform import merging
-from lamina.platform.errors import UserError
+from lamina.platform.incremental import checks
 from lamina.platform.training.learners import Learner, Moment, Own, Setup
 
 
@@ -25,8 +25,7 @@ def ema_merge(*, decay: float = 0.5) -> Learner:
     Raises:
         UserError: the decay is no fraction.
     """
-    if not 0 <= decay <= 1:
-        raise UserError(f"learner.decay = {decay} should lie in [0, 1]")
+    checks.within(0, 1, decay=decay)
     merger = merging.create("linear", normalize=False)
 
     def end(own: Own, state: Any, moment: Moment) -> tuple[Own, Any]:

@@ -5,6 +5,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.incremental import checks
 from lamina.platform.incremental.learners import penalty
 from lamina.platform.training.learners import Learner, Mixed, Moment, Own, Setup
 
@@ -19,7 +20,12 @@ def si(*, strength: float = 0.1, damping: float = 0.1) -> Learner:
     Args:
         strength: c. Default 0.1: the paper's for permuted MNIST.
         damping: xi. Default 0.1: the paper's.
+
+    Raises:
+        UserError: the strength is negative, or the damping not positive.
     """
+    checks.within(0, strength=strength)
+    checks.positive(damping=damping)
 
     def init(setup: Setup) -> Own:
         none = penalty.zeros(setup.params)

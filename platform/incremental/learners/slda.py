@@ -6,6 +6,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.incremental import checks
 from lamina.platform.incremental.learners import features
 from lamina.platform.training.learners import STREAM, Learner, Mixed, Moment, Own, Setup
 
@@ -21,7 +22,11 @@ def slda(*, shrinkage: float = 1e-4) -> Learner:
 
     Args:
         shrinkage: e. Default 1e-4: the paper's.
+
+    Raises:
+        UserError: the shrinkage is no fraction.
     """
+    checks.within(0, 1, shrinkage=shrinkage)
 
     def init(setup: Setup) -> Own:
         size, classes = features.width(setup, "slda"), setup.space.classes

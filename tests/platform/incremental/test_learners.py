@@ -256,3 +256,26 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
             create(name)
     with pytest.raises(UserError, match=r"learner\.strenght is not a key"):
         create("ewc", strenght=1.0)
+
+
+@pytest.mark.parametrize(
+    ("name", "keys", "message"),
+    [
+        ("ewc", {"strength": -1.0}, "learner.strength = -1.0 should be at least 0"),
+        ("ewc", {"mode": "online", "decay": 2.0}, r"learner.decay = 2.0 should lie in \[0, 1\]"),
+        ("ewc", {"batches": -1}, "learner.batches = -1"),
+        ("si", {"damping": 0.0}, "learner.damping = 0.0 should be above 0"),
+        ("lwf", {"temperature": 0.0}, "learner.temperature = 0.0 should be above 0"),
+        ("der", {"alpha": -1.0}, "learner.alpha = -1.0"),
+        ("derpp", {"beta": -1.0}, "learner.beta = -1.0"),
+        ("gem", {"strength": -0.5}, "learner.strength = -0.5"),
+        ("agem", {"sample": 0}, "learner.sample = 0 should be at least 1"),
+        ("slda", {"shrinkage": 2.0}, "learner.shrinkage = 2.0"),
+        ("l2p", {"pull": -1.0}, "learner.pull = -1.0"),
+        ("ema_merge", {"decay": 1.5}, "learner.decay = 1.5"),
+        ("icarl", {"replay": -1}, "learner.replay = -1"),
+    ],
+)
+def test_a_number_without_meaning_is_named(name, keys, message):
+    with pytest.raises(UserError, match=message):
+        create(name, **keys)

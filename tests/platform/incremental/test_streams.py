@@ -52,6 +52,13 @@ def test_classes_come_once_and_their_test_examples_belong_to_their_task():
         assert set(LABELS.test[tested]) == set(np.flatnonzero(stream.classes[number]))
 
 
+def test_classes_come_in_the_order_that_is_given_and_others_not_at_all():
+    stream = build("class_incremental", class_order=(9, 3, 0, 7, 1), shared=Shared(experiences=2))
+    assert [set(np.flatnonzero(row)) for row in stream.classes] == [{9, 3, 0}, {7, 1}]
+    assert set(LABELS.train[np.concatenate(parts_of(stream))]) == {0, 1, 3, 7, 9}
+    assert set(LABELS.test[stream.test_index]) == {0, 1, 3, 7, 9}
+
+
 def test_repeats_of_a_batch_follow_it_and_are_not_fresh():
     stream = build("online", shared=Shared(repeats=2))
     assert (stream.rows[::2] == stream.rows[1::2]).all()
@@ -111,8 +118,15 @@ def test_a_permutation_moves_pixels_and_a_rotation_turns_the_image():
     ("name", "shared", "options", "message"),
     [
         ("class_incremental", Shared(experiences=12), {}, "stream.experiences = 12"),
-        ("class_incremental", Shared(), {"classes": 11}, "has 10 classes"),
+        ("class_incremental", Shared(), {"classes": 11}, "there are 10 classes"),
+        ("class_incremental", Shared(), {"class_order": (3, 3)}, "each at most once"),
+        ("online", Shared(), {"class_order": (9, 10)}, "classes from 0 to 9"),
+        ("task_incremental", Shared(), {"class_order": (9, 1)}, "between 1 and 2"),
         ("online", Shared(epochs=2), {}, "one pass"),
+        ("data_incremental", Shared(experiences=0), {}, "between 1 and 40"),
+        ("si_blurry", Shared(experiences=0), {}, "stream.experiences = 0 should lie"),
+        ("si_blurry", Shared(), {"blurry": 101}, "stream.blurry = 101"),
+        ("si_blurry", Shared(experiences=11), {}, "between 1 and 10"),
         ("domain_incremental", Shared(), {"examples": 1000}, "there are 103"),
     ],
 )

@@ -8,6 +8,8 @@ from ml_collections import ConfigDict
 
 from lamina.experiments.incremental import benchmark
 from lamina.platform.errors import UserError
+from lamina.platform.incremental import metrics
+from lamina.platform.programs import benchmark as programs
 from lamina.platform.programs import incremental
 from lamina.platform.reporting.compare import paired
 
@@ -53,6 +55,27 @@ def test_cells_are_runs_and_the_table_compares_them_seed_by_seed(train, tmp_path
 
 
 NAMES = ("finetune", "er")
+
+
+def test_intransigence_is_against_the_model_of_all_data_so_far(tmp_path):
+    tensors = np.random.default_rng(0).random((2, 2, 3, 3))
+    for name, accuracy in zip(("finetune", "cumulative"), tensors, strict=True):
+        root = tmp_path / "cells/class_incremental" / name
+        root.mkdir(parents=True)
+        final = {m: {"mean": 1.0, "std": 0.0, "values": [1.0, 1.0]} for m in metrics.METRICS}
+        result = {"final": final, "accuracy": {"ends": [0, 1, 2]}}
+        (root / "result.json").write_text(json.dumps(result))
+        np.save(root / "accuracy.npy", accuracy)
+    config = small(learners=("finetune", "cumulative"), metric="intransigence")
+    config.benchmark.learner_options = ConfigDict()
+    resolved = programs.resolve(config)
+    prepared = programs.Prepared(None, resolved, programs.cells(resolved, ("*",)), None, None)
+    found = programs.summarise(prepared, str(tmp_path))
+    gaps = np.diagonal(tensors[1] - tensors[0], axis1=1, axis2=2).mean(-1)
+    values = found["final"]["class_incremental/finetune"]["values"]
+    np.testing.assert_allclose(values, gaps)
+    assert found["table"][0]["intransigence"] == pytest.approx(gaps.mean())
+    assert found["final"]["class_incremental/cumulative"]["values"] == [0.0, 0.0]
 
 
 @pytest.mark.parametrize(
