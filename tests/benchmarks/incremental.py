@@ -8,7 +8,12 @@ after each; they take turns, `--repeats` times, and the fastest of each counts. 
 seconds:
 
 - learning alone: without imports, compilation and the reading of data; ER with batches of 128, one
-  seed and five seeds (Avalanche: one after the other), GEM, and online ER with batches of 10;
+  seed and five seeds (Avalanche: one after the other), GEM, and ER with batches of 10, three ways:
+  - `online_er_reservoir`, `online_er`: no boundaries, the memory is updated after every batch; in
+    Avalanche that is `split_online_stream(experience_size=10)`, each batch an experience of its
+    own, with a reservoir or a memory balanced by class;
+  - `er_batch_10`: five large experiences, the memory is filled at the end of each, which costs
+    Avalanche next to nothing per step; the memory of Lamina takes every row as it comes here too;
 - everything: one ER run as a command, from the start of the process to its end, with an empty
   compile cache and with a full one.
 
@@ -24,9 +29,9 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 PEER = Path(__file__).resolve().parents[1] / "references" / "avalanche_split_fashion.py"
 EXPERIMENT = "incremental/split_fashion_mnist"
@@ -43,27 +48,36 @@ class Case(NamedTuple):
     """One comparison.
 
     Attributes:
-        learner: name in the experiment and in the peer's script.
+        learner: name in the experiment.
+        peer: name in the peer's script.
         seeds: how many of them.
         bar: how many times faster Lamina shall be.
+        changes: to the experiment's config, block to keys.
     """
 
     learner: str
+    peer: str
     seeds: int
     bar: float
+    changes: Mapping[str, Mapping[str, Any]] = {}
 
 
+PAST = {"stream": {"name": "class_incremental"}, "learner": {"past_only": True}}
 CASES = {
-    "er": Case("er", 1, 3.0),
-    "er_5_seeds": Case("er", 5, 3.0),
-    "gem": Case("gem", 1, 6.0),
-    "online_er": Case("online_er", 1, 8.0),
+    "er": Case("er", "er", 1, 3.0),
+    "er_5_seeds": Case("er", "er", 5, 3.0),
+    "gem": Case("gem", "gem", 1, 6.0),
+    "online_er_reservoir": Case(
+        "online_er", "online_er_reservoir", 1, 8.0, {"learner": {"policy": "reservoir"}}
+    ),
+    "online_er": Case("online_er", "online_er", 1, 8.0),
+    "er_batch_10": Case("online_er", "er_batch_10", 1, 8.0, PAST),
 }
 EVERYTHING = {"cold": 2.0, "warm": 3.0}
 """Compile cache to the bar of a whole ER run."""
 
 
-def learn(learner: str, seeds: int) -> Seconds:
+def learn(case: Case) -> Seconds:
     """Returns the seconds that Lamina learns and evaluates, in this process."""
     import jax
 
@@ -72,8 +86,10 @@ def learn(learner: str, seeds: int) -> Seconds:
     from lamina.platform.programs import incremental
     from lamina.platform.training import initial, learners
 
-    config, _ = configs.load(f"{EXPERIMENT}:{learner}")
-    config.seeds = tuple(range(seeds))
+    config, _ = configs.load(f"{EXPERIMENT}:{case.learner}")
+    config.seeds = tuple(range(case.seeds))
+    for block, keys in case.changes.items():
+        config[block].update(keys)
     prepared = incremental.prepare(incremental.resolve(config), configs.EVERYONE, None, True)
     parts = prepared.parts
     runner = incremental.open_runner(prepared)
@@ -86,15 +102,15 @@ def learn(learner: str, seeds: int) -> Seconds:
     return Seconds(time.perf_counter() - wall, time.process_time() - cpu)
 
 
-def lamina_alone(case: Case) -> Seconds:
+def lamina_alone(name: str) -> Seconds:
     """Returns what `learn` measures in a process of its own."""
-    output, _ = process([sys.executable, __file__, f"--learn={case.learner}:{case.seeds}"])
+    output, _ = process([sys.executable, __file__, f"--learn={name}"])
     return Seconds(*json.loads(output.splitlines()[-1]))
 
 
 def peer_alone(peer: str, case: Case) -> Seconds:
     """Returns the sums over the seeds that the peer's script tells."""
-    output, _ = process([peer, str(PEER), case.learner, f"--seeds={case.seeds}"])
+    output, _ = process([peer, str(PEER), case.peer, f"--seeds={case.seeds}"])
     seconds = json.loads(output.splitlines()[-1])["seconds"]
     return Seconds(sum(seconds["wall"]), sum(seconds["cpu"]))
 
@@ -153,8 +169,7 @@ def main() -> None:
     parser.add_argument("--learn", help=argparse.SUPPRESS)
     flags = parser.parse_args()
     if flags.learn:
-        learner, seeds = flags.learn.split(":")
-        print(json.dumps(learn(learner, int(seeds))))
+        print(json.dumps(learn(CASES[flags.learn])))
         return
     if not flags.peer or flags.repeats < 1:
         parser.error("--peer is the Python of an environment with avalanche-lib; --repeats >= 1")
@@ -170,7 +185,7 @@ def main() -> None:
             name,
             case.bar,
             flags.repeats,
-            lambda case=case: lamina_alone(case),
+            lambda name=name: lamina_alone(name),
             lambda case=case: peer_alone(flags.peer, case),
         )
         for name, case in CASES.items()

@@ -4,6 +4,11 @@ In an environment of its own, with avalanche-lib 0.6.0, torch and quadprog. Take
 learners, and prints one line of JSON for each: accuracies [seed, time, task], and wall and CPU
 seconds of each run without imports and reading of the data. `--out=avalanche.json` puts the
 accuracies into that file, beside those of other learners that it has.
+
+Batches of 10 come in three ways: `er_batch_10` has the five large experiences, at whose ends the
+memory is filled, and replays the past only; `online_er` and `online_er_reservoir` are Avalanche's
+online protocol, in which each batch is an experience of its own, after which the memory (balanced
+by class, or a reservoir) takes it.
 """
 
 import argparse
@@ -22,7 +27,7 @@ from avalanche.training import plugins, storage_policy, supervised
 from torch import nn
 
 FOLDER = Path("/usr/share/datasets/fashion-mnist")
-ONLINE = ("er_batch_10", "online_er", "online_er_reservoir")
+SMALL_BATCHES = ("er_batch_10", "online_er", "online_er_reservoir")
 
 
 def read(part: str) -> tuple[torch.Tensor, torch.Tensor]:
@@ -38,18 +43,18 @@ def strategy(name: str, model: nn.Module):
         "model": model,
         "optimizer": torch.optim.Adam(model.parameters(), lr=1e-3),
         "criterion": nn.CrossEntropyLoss(),
-        "train_mb_size": 10 if name in ONLINE else 128,
+        "train_mb_size": 10 if name in SMALL_BATCHES else 128,
         "train_epochs": 1,
         "eval_mb_size": 1000,
         "device": "cpu",
         "evaluator": plugins.EvaluationPlugin(),
     }
-    if name == "er" or name in ONLINE:
+    if name == "er" or name in SMALL_BATCHES:
         if name == "online_er_reservoir":
             policy = storage_policy.ReservoirSamplingBuffer(500)
         else:
             policy = storage_policy.ClassBalancedBuffer(500, adaptive_size=True)
-        rows = 10 if name in ONLINE else 128
+        rows = 10 if name in SMALL_BATCHES else 128
         replay = plugins.ReplayPlugin(500, batch_size_mem=rows, storage_policy=policy)
         return supervised.Naive(**common, plugins=[replay])
     makers = {
@@ -100,9 +105,9 @@ def run(name: str, seed: int, train, test) -> tuple[list[list[float]], dict[str,
         rows.append(accuracies(model, *test))
     else:
         for experience in stream.train_stream:
-            online = name in ONLINE and name != "er_batch_10"
-            parts = split_online_stream([experience], experience_size=10) if online else [experience]
-            for part in parts:
+            online = name.startswith("online")
+            parts = split_online_stream([experience], experience_size=10)
+            for part in parts if online else [experience]:
                 learner.train(part)
             rows.append(accuracies(model, *test))
     seconds = {"wall": time.perf_counter() - begin, "cpu": time.process_time() - begin_cpu}
