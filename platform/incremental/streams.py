@@ -16,6 +16,7 @@ from lamina.platform.incremental.stream import Labels, Shared, Stream, check_lab
 ClassOrder = Literal["fixed", "shuffled"] | tuple[int, ...]
 """How a stream of classes is ordered."""
 
+
 def class_incremental(
     labels: Labels,
     batch_size: int,
