@@ -112,7 +112,8 @@ def ranked(rows: Iterable[Row], mode: str) -> list[Row]:
 def summary(rows: Mapping[int, Row], mode: str) -> dict[str, Any]:
     """Returns what the result says of the trials as a whole."""
     scores = [row["score"] for row in rows.values() if row["score"] is not None]
-    found: dict[str, Any] = {"trials": len(rows), "diverged_trials": len(rows) - len(scores)}
+    diverged = sum(row["state"] == "diverged" for row in rows.values())
+    found: dict[str, Any] = {"trials": len(rows), "diverged_trials": diverged}
     if scores:
         found["best_score"] = max(scores) if mode == "max" else min(scores)
         found["median_score"] = statistics.median(scores)
