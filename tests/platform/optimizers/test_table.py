@@ -44,21 +44,6 @@ def run(optimizer, steps):
     return jax.lax.scan(lambda c, _: (one_step(optimizer, c), None), carry, length=steps)[0]
 
 
-def run_from(params, optimizer, steps):
-    """Returns the parameters after some steps on matrices."""
-
-    @jax.jit
-    def step(params, state):
-        grads = jax.tree.map(lambda p, t: (p - t).astype(p.dtype), params, {"w": TARGET["w"]})
-        updates, state = optimizer.update(grads, state, params)
-        return optax.apply_updates(params, updates), state
-
-    state = jax.jit(optimizer.init)(params)
-    for _ in range(steps):
-        params, state = step(params, state)
-    return params
-
-
 def excess(params):
     """The quadratic in float64: the first steps of parameter-free methods are tiny."""
     gap = lambda k: np.asarray(params[k], np.float64) - np.asarray(TARGET[k], np.float64)
@@ -79,56 +64,6 @@ def test_reduces_a_quadratic_in_a_compiled_scan_and_keeps_the_parameters_types(n
     params = after_three_steps(name)
     assert excess(params) < excess(start())
     assert [p.dtype for p in jax.tree.leaves(params)] == [jnp.float32, jnp.float32]
-
-
-ODD = [jnp.ones((2, 3)), (jnp.ones(()), {"stack": jnp.ones((2, 3, 1))}), jnp.ones(1)]
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_any_tree_of_arrays_keeps_its_shapes_and_types_and_so_does_the_state(name):
-    optimizer = create(name, 0.1)
-    loss = lambda tree: sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))
-
-    def step(params, state):
-        value, grads = jax.value_and_grad(loss)(params)
-        told = {"value": value, "grad": grads, "value_fn": loss, "metrics": {}}
-        updates, state = optimizer.update(grads, state, params, **told)
-        return optax.apply_updates(params, updates), state
-
-    types = lambda tree: jax.tree.map(lambda x: (x.shape, x.dtype), tree)
-    before = jax.eval_shape(lambda params: (params, optimizer.init(params)), ODD)
-    assert types(jax.eval_shape(step, *before)) == types(before)
-
-
-@pytest.mark.parametrize("name", OPTIMIZERS)
-def test_what_of_a_state_belongs_to_a_parameter_is_known_so_that_it_can_be_split(name):
-    optimizer = create(name, 0.1)
-    state = jax.eval_shape(optimizer.init, start())
-    is_masked = lambda leaf: isinstance(leaf, optax.MaskedNode)
-    same = optax.tree_utils.tree_map_params(
-        optimizer, lambda leaf, param: leaf, state, start(), is_leaf=is_masked
-    )
-    assert jax.tree.structure(same) == jax.tree.structure(state)
-
-
-@pytest.mark.parametrize("search", ["backtracking", "none"])
-def test_what_of_lbfgs_belongs_to_a_parameter_is_known_with_any_line_search(search):
-    optimizer = create("lbfgs", 1.0, line_search=search)
-    state = jax.eval_shape(optimizer.init, start())
-    optax.tree_utils.tree_map_params(optimizer, lambda leaf: leaf, state)
-
-
-@pytest.mark.parametrize("name", ["muon", "soap"])
-def test_matrices_of_bfloat16_are_calculated_with_in_float32(name):
-    short = run_from({"w": start()["w"].astype(jnp.bfloat16)}, create(name, 0.01), 3)
-    exact = run_from({"w": start()["w"]}, create(name, 0.01), 3)
-    np.testing.assert_allclose(np.asarray(short["w"], np.float32), exact["w"], atol=0.01)
-
-
-@pytest.mark.parametrize("name", ["adamw", "muon", "schedule_free_sgd", "soap"])
-def test_no_parameters_at_all_are_none_to_move(name):
-    optimizer = create(name, 0.1)
-    assert optimizer.update({}, optimizer.init({}), {})[0] == {}
 
 
 QUICK = ("adamw", "lion", "muon", "prodigy", "schedule_free_adamw", "sgd", "sm3")
