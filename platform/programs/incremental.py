@@ -229,13 +229,15 @@ def run(
         directory = os.path.join(context.workdir, folder.CHECKPOINTS)
         store = open_store(directory, keep=c.checkpoint.keep)
         stack.enter_context(contextlib.closing(store))
-        session, state = sessions.resume(parts, prepared.loaded, context, store)
+        session, restored = sessions.resume(parts, prepared.loaded, context, store)
         stack.callback(session.log.close)
         start = session.start
         with session.clock.phase("compile"):
+            create = initial.creating(parts, prepared.loaded, restored)
             runner = open_runner(prepared, compile_program)
             stack.callback(runner.close)
-            state = initial.create(parts, prepared.loaded) if state is None else state
+            state = create()
+            del create, restored
             state = learners.set_hyper(parts.recipe.learner, state)
             jax.block_until_ready(state)
         recorder = sessions.recorder(parts, prepared.loaded, context, store, session)

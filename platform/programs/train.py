@@ -141,10 +141,11 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             keep_best=best,
         )
         stack.enter_context(contextlib.closing(store))
-        session, state = sessions.resume(parts, prepared.loaded, context, store)
+        session, restored = sessions.resume(parts, prepared.loaded, context, store)
         stack.callback(session.log.close)
         start = session.start
         with session.clock.phase("compile"):
+            create = initial.creating(parts, prepared.loaded, restored)
             feed = initial.open_feed(parts)
             stack.callback(feed.close)
             windows = RowWindows(parts, feed, start)
@@ -152,7 +153,8 @@ def train(prepared: Prepared, context: Context) -> Outcome:
             evaluators = evaluation.open_evaluators(parts, prepared.evaluated)
             for evaluator in evaluators:
                 stack.callback(evaluator.feed.close)
-            state = initial.create(parts, prepared.loaded) if state is None else state
+            state = create()
+            del create, restored
             jax.block_until_ready(state)
         recorder = sessions.recorder(parts, prepared.loaded, context, store, session, evaluators)
         recorder.check_divergence(jax.device_get(state.nonfinite_step))  # in a session before

@@ -33,7 +33,7 @@ def compile_program(jitted: Any, *arguments: Any) -> Program:
     return Program(jitted.lower(*arguments).compile())
 
 
-def initialiser(experiment: Experiment) -> Callable[[Any, Any, Any], TrainState]:
+def initialiser(experiment: Experiment) -> Any:
     """Returns `(seeds uint32, loaded (params, model state), hyper) -> state`, made sharded.
 
     It runs once, so that on CPU it is compiled in half the time, with fewer optimizations; they

@@ -1,5 +1,7 @@
 """The state and the data that a run begins with."""
 
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import jax
@@ -24,12 +26,33 @@ def create(parts: Experiment, loaded: Loaded) -> TrainState:
         parts: the run's parts.
         loaded: what isn't drawn.
     """
+    return creating(parts, loaded)()
+
+
+def creating(
+    parts: Experiment, loaded: Loaded, restored: TrainState | None = None
+) -> Callable[[], TrainState]:
+    """Returns what makes the state to begin with, and compiles that in a thread meanwhile.
+
+    It holds what is loaded or restored: drop it once it was called.
+
+    Args:
+        parts: the run's parts.
+        loaded: what isn't drawn; it is taken at once.
+        restored: the state of a checkpoint, if there is one: then nothing is made.
+    """
+    if restored is not None:
+        return lambda: restored
     held = parts.state.hyper
     flat = configs.flatten(parts.config) if held else {}
     hyper = {key: np.full(leaf.shape, flat[key], leaf.dtype) for key, leaf in held.items()}
     values = jnp.asarray(compiled.seed_values(parts))
     params, model_state = loaded.take()
-    return compiled.initialiser(parts)(values, (dict(params), dict(model_state)), hyper)
+    arguments = (values, (dict(params), dict(model_state)), hyper)
+    pool = ThreadPoolExecutor(1, "lamina_initial")
+    program = pool.submit(compiled.initialiser(parts).lower(*arguments).compile)
+    pool.shutdown(wait=False)
+    return lambda: program.result()(*arguments)
 
 
 def open_feed(parts: Experiment) -> feeds.Feed:
