@@ -86,7 +86,8 @@ CONVENTIONS = {
     "ademamix": "the paper: the schedules of alpha and b3 count from 1; optax counts from 0",
     "core": "the paper, whose scores always decay after the history; the authors' only with frozen",
     "mars": "the approximate form, clipped per parameter as in the authors' code; vectors too",
-    "muon": "the original, without bias correction; optax.contrib.muon has one",
+    "muon": "the original, without bias correction (optax.contrib.muon has one); equals PyTorch's "
+    "but for the iteration, which is in bfloat16 there",
     "prodigy": "prodigyopt with use_bias_correction=True",
     "radam": "equals PyTorch's up to the place of eps",
     "exadam": "version 2 of the paper, and the author's code: no step size that grows with time",
