@@ -12,12 +12,15 @@ from lamina.platform import config as configs
 from lamina.platform.errors import UserError
 from lamina.platform.merging import table
 from lamina.platform.merging.method import Method
-from lamina.platform.training import experiment
+from lamina.platform.training import experiment, trained
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
 
 PRETRAINING = "pretrain"
 """The folder of the base's training."""
+
+_TRAINED = ("data", "model", "task", "optimizer", "schedule")
+"""The blocks that a training can't do without."""
 
 RESERVED = ("individual", "pretrained")
 """Rows of the result that are no methods."""
@@ -141,13 +144,37 @@ SCHEMA = experiment.SCHEMA._replace(
 def resolve(config: Any, trust: Sequence[str] = configs.EVERYONE) -> FrozenConfigDict:
     """Returns the whole config, checked, with its fine-tunings.
 
+    Where all models are runs that are there, what the config doesn't say of the data, the model and
+    the training is that of the first run.
+
     Raises:
         UserError: lists all mistakes.
     """
-    resolved = configs.resolve(config, SCHEMA, trust)
+    plain = configs.thaw(config)
+    resolved = configs.resolve({**_of_first_run(plain, trust), **plain}, SCHEMA, trust)
     for _ in finetunings(resolved, trust):
         pass
     return resolved
+
+
+def _of_first_run(plain: Mapping[str, Any], trust: Sequence[str]) -> dict[str, Any]:
+    """Returns the missing blocks of a config whose models are all runs; of others, none."""
+    merge = plain.get("merge")
+    missing = [key for key in _TRAINED if key not in plain]
+    if not missing or not isinstance(merge, Mapping) or not merge.get("base"):
+        return {}
+    tasks = merge.get("tasks")
+    if not isinstance(tasks, Mapping) or not tasks:
+        return {}
+    given = [task.get("run") for task in tasks.values() if isinstance(task, Mapping)]
+    runs = [run for run in given if isinstance(run, str)]
+    if len(runs) < len(tasks):
+        return {}
+    try:
+        found = configs.thaw(trained.read_config(runs[0], trust))
+    except UserError as error:
+        raise UserError(f"merge.tasks.{next(iter(tasks))}: {error}") from error
+    return {key: found[key] for key in missing}
 
 
 def points(block: Mapping[str, Any]) -> list[dict[str, Any]]:

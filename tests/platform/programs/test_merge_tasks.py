@@ -182,6 +182,24 @@ def test_runs_that_are_there_are_merged_and_methods_can_be_added(finished, tmp_p
     assert again.final["test/average"] == found.final["test/average"]
 
 
+def test_a_merge_of_runs_takes_what_it_does_not_say_from_the_first(tmp_path):
+    for name in ("turned", "negative"):
+        (tmp_path / name).mkdir()
+        part = settings.pretraining(settings.resolve(config_of()), ())
+        (tmp_path / name / "config.json").write_text(configs.to_json(part))
+    tasks = {name: {"run": str(tmp_path / name)} for name in ("turned", "negative")}
+    block = {"tasks": tasks, "base": "x", "methods": {"average": {"name": "linear"}}}
+    config = {"program": "merge", "merge": block, "data": digits(rotation=1)}
+    resolved = settings.resolve(config)
+    assert resolved.model == settings.resolve(config_of()).model
+    assert resolved.data.rotation == 1
+    with pytest.raises(UserError, match=r"optimizer\.name is missing"):
+        settings.resolve({**config, "merge": {**block, "base": ""}})
+    (tmp_path / "turned" / "config.json").unlink()
+    with pytest.raises(UserError, match=r"merge.tasks.turned: .*no run folder"):
+        settings.resolve(config)
+
+
 def test_check_says_what_a_merge_will_do(tmp_path, capsys):
     path = tmp_path / "config.json"
     path.write_text(configs.to_json(config_of()))
