@@ -10,8 +10,8 @@ from lamina.platform.incremental import memory as memories
 from lamina.platform.training.learners import Learner, Moment, Own, Setup
 
 ITERATIONS = 50
-"""Sweeps over the dual's coordinates. With up to 20 experiences the error is far below float32's
-for the matrices that come up; a test compares with the exact solution."""
+"""Sweeps over the dual's coordinates: exact to float32 as long as the rows of G aren't nearly
+parallel; at cosines of 0.99 the projected gradient is off by some percent."""
 
 
 def gem(*, per_task: int = 100, strength: float = 0.5) -> Learner:
