@@ -1,6 +1,7 @@
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 
 AXES = {
     "blocks": {"kernel": ("layers", "embed", "mlp")},
@@ -34,3 +35,39 @@ def models(base):
 @pytest.fixture
 def axes():
     return AXES
+
+
+def draw_tensors(seed, near=None, dtype=np.float32):
+    random = np.random.default_rng(seed)
+    shapes = {"model.embed": (40, 7), "model.layers.0.up": (30, 11), "model.norm": (23,)}
+    drawn = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
+    if near is not None:
+        drawn = {n: near[n].astype(np.float32) + 0.1 * v for n, v in drawn.items()}
+    return {n: v.astype(dtype) for n, v in drawn.items()}
+
+
+@pytest.fixture(scope="session")
+def tensors():
+    """Draws a model as a file has it: `(seed, near=None, dtype=np.float32)`."""
+    return draw_tensors
+
+
+def write_files(folder, models):
+    found = []
+    for number, model in enumerate(models):
+        found.append(str(folder / f"model{number}.safetensors"))
+        save_file(model, found[-1], {"format": "pt"})
+    return found
+
+
+@pytest.fixture(scope="session")
+def write():
+    """Writes models to files in a folder, and returns their paths."""
+    return write_files
+
+
+@pytest.fixture
+def paths(tmp_path):
+    """Files of a base and of three models near it."""
+    base = draw_tensors(0)
+    return write_files(tmp_path, [base, *(draw_tensors(seed, base) for seed in (1, 2, 3))])

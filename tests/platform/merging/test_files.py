@@ -3,7 +3,6 @@
 import json
 import os
 import pickle
-import resource
 import signal
 import subprocess
 import sys
@@ -16,42 +15,19 @@ import pytest
 from safetensors import safe_open
 from safetensors.numpy import load_file, save_file
 
-from lamina.platform import cli, merging
+from lamina.platform import merging
 from lamina.platform.errors import UserError
-from lamina.platform.merging import files, output, statistics, streaming
+from lamina.platform.merging import files, output, streaming
 from lamina.platform.programs import merge as program
 
 KEYS = json.loads(Path(__file__).with_name("keys.json").read_text())
 BF16 = np.dtype(ml_dtypes.bfloat16)
 
 
-def tensors(seed, near=None, dtype=np.float32):
-    random = np.random.default_rng(seed)
-    shapes = {"model.embed": (40, 7), "model.layers.0.up": (30, 11), "model.norm": (23,)}
-    drawn = {n: random.standard_normal(s).astype(np.float32) for n, s in shapes.items()}
-    if near is not None:
-        drawn = {n: near[n].astype(np.float32) + 0.1 * v for n, v in drawn.items()}
-    return {n: v.astype(dtype) for n, v in drawn.items()}
-
-
 @pytest.fixture(params=[np.float32, BF16], ids=["float32", "bfloat16"])
-def inputs(request):
+def inputs(request, tensors):
     base = tensors(0, dtype=request.param)
     return [base, *(tensors(seed, base, request.param) for seed in (1, 2, 3))]
-
-
-@pytest.fixture
-def paths(tmp_path):
-    base = tensors(0)
-    return write(tmp_path, [base, *(tensors(seed, base) for seed in (1, 2, 3))])
-
-
-def write(folder, models):
-    found = []
-    for number, model in enumerate(models):
-        found.append(str(folder / f"model{number}.safetensors"))
-        save_file(model, found[-1], {"format": "pt"})
-    return found
 
 
 def merge(name, paths, out, **more):
@@ -63,7 +39,9 @@ def merge(name, paths, out, **more):
 
 @pytest.mark.parametrize("name", sorted(KEYS))
 @pytest.mark.parametrize("piece", [7, 1 << 18])
-def test_pieces_of_any_size_give_the_numbers_of_trees(name, piece, inputs, tmp_path, monkeypatch):
+def test_pieces_of_any_size_give_the_numbers_of_trees(
+    name, piece, inputs, tmp_path, monkeypatch, write
+):
     monkeypatch.setattr(streaming, "PIECE", piece)
     monkeypatch.setattr(streaming, "BLOCK", max(piece // 2, 3))
     merge(name, write(tmp_path, inputs), tmp_path / "out.safetensors")
@@ -81,7 +59,7 @@ def test_pieces_of_any_size_give_the_numbers_of_trees(name, piece, inputs, tmp_p
         assert (np.abs(one - other) > 1e-5).mean() < 0.02
 
 
-def test_equal_magnitudes_are_kept_in_the_order_of_places(tmp_path, monkeypatch):
+def test_equal_magnitudes_are_kept_in_the_order_of_places(tmp_path, monkeypatch, write):
     monkeypatch.setattr(streaming, "PIECE", 8)
     monkeypatch.setattr(streaming, "BLOCK", 3)
     base = {"a": np.zeros(50, np.float32), "b": np.zeros(50, np.float32)}
@@ -133,7 +111,7 @@ def folder_of(path, model):
     return str(path)
 
 
-def test_a_folder_keeps_its_shards_and_its_other_files(tmp_path):
+def test_a_folder_keeps_its_shards_and_its_other_files(tmp_path, tensors):
     base = tensors(0)
     models = [base, *(tensors(seed, base) for seed in (1, 2, 3))]
     paths = [folder_of(tmp_path / f"m{number}", model) for number, model in enumerate(models)]
@@ -228,7 +206,7 @@ def test_what_is_not_finite_is_refused_with_the_tensor(name, value, paths, tmp_p
 @pytest.mark.parametrize(
     "file", ["../m1/secret.safetensors", "/etc/x.safetensors", "weights.bin", 3, "x\0.safetensors"]
 )
-def test_an_index_that_leads_out_of_its_folder_is_refused(file, tmp_path):
+def test_an_index_that_leads_out_of_its_folder_is_refused(file, tmp_path, tensors):
     base = tensors(0)
     paths = [folder_of(tmp_path / f"m{n}", base) for n in range(2)]
     index = Path(paths[1], "model.safetensors.index.json")
@@ -238,7 +216,7 @@ def test_an_index_that_leads_out_of_its_folder_is_refused(file, tmp_path):
     refused(paths, tmp_path, "'model.norm' should be in a safetensors file of this folder")
 
 
-def test_an_index_that_lies_is_refused(tmp_path):
+def test_an_index_that_lies_is_refused(tmp_path, tensors):
     base = tensors(0)
     paths = [folder_of(tmp_path / f"m{n}", base) for n in range(2)]
     index = Path(paths[1], "model.safetensors.index.json")
@@ -275,7 +253,7 @@ def test_pickles_and_places_elsewhere_are_refused(paths, tmp_path):
     refused(paths, tmp_path, "isn't on this machine", out="gs://bucket/out.safetensors")
 
 
-def test_a_run_stays_a_run_whatever_was_exported_into_it(paths, tmp_path):
+def test_a_run_stays_a_run_whatever_was_exported_into_it(paths, tmp_path, tensors):
     run = tmp_path / "run"
     run.mkdir()
     (run / "status.json").write_text("{}")
@@ -283,7 +261,7 @@ def test_a_run_stays_a_run_whatever_was_exported_into_it(paths, tmp_path):
     refused([*paths[:2], str(run)], tmp_path, "is no run folder: it has no config.json")
 
 
-def test_links_to_files_are_carried_over_and_links_to_folders_are_not(tmp_path):
+def test_links_to_files_are_carried_over_and_links_to_folders_are_not(tmp_path, tensors):
     model = tensors(0)
     paths = [folder_of(tmp_path / name, model) for name in ("a", "b")]
     secret = tmp_path / "elsewhere"
@@ -312,109 +290,7 @@ def test_a_merge_that_finds_another_at_work_leaves_it_alone(tmp_path):
     assert not stage.folder.exists()
 
 
-def test_sigterm_removes_what_was_written(paths, tmp_path, monkeypatch, capsys):
-    before = sorted(tmp_path.iterdir())
-
-    def stopped(*_):
-        os.kill(os.getpid(), signal.SIGTERM)
-        time.sleep(10)
-
-    monkeypatch.setattr(streaming, "merge", stopped)
-    out = tmp_path / "out.safetensors"
-    command = ["merge", "--method=linear", f"--models={','.join(paths)}", f"--out={out}"]
-    assert cli.main(command) == 75
-    assert "stopped by SIGTERM: nothing was written" in capsys.readouterr().err
-    assert sorted(tmp_path.iterdir()) == before
-
-
-def test_fisher_merges_files_by_the_statistics_beside_them(paths, tmp_path, capsys):
-    models = [load_file(path) for path in paths]
-    fishers = [{n: np.abs(v) for n, v in tensors(seed).items()} for seed in range(7, 11)]
-    kept = [str(tmp_path / f"fishers{number}.safetensors") for number in range(4)]
-    for path, tree in zip(kept, fishers, strict=True):
-        statistics.save(path, tree, "fishers")
-    out = tmp_path / "out.safetensors"
-    command = ["merge", "--method=fisher", f"--models={','.join(paths)}", f"--out={out}"]
-    assert cli.main([*command, "--weights=1,2,3,0", f"--statistics={','.join(kept)}"]) == 0
-    expected = merging.create("fisher")(models, fishers=fishers, weights=(1, 2, 3, 0))
-    for name, value in load_file(out).items():
-        np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-6)
-    with safe_open(out, "np") as file:
-        manifest = json.loads(file.metadata()["lamina_merge"])
-    assert [entry["path"] for entry in manifest["statistics"]] == kept
-    for given, message in (
-        ([], "fisher needs --statistics"),
-        ([f"--statistics={kept[0]}"], "fisher needs --statistics"),
-        ([f"--statistics={','.join([*kept[:3], paths[0]])}"], "holds no fishers: a model"),
-        (["--method=linear", f"--statistics={kept[0]}"], "linear takes no --statistics"),
-    ):
-        assert cli.main([*command, *given]) == 2
-        assert message in capsys.readouterr().err
-
-
-def test_a_disk_without_room_leaves_nothing(paths, tmp_path):
-    out = tmp_path / "out.safetensors"
-    before = sorted(tmp_path.iterdir())
-    code = (
-        "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (1500, 1500));"
-        "from lamina.platform.cli import main; sys.exit(main(sys.argv[1:]))"
-    )
-    command = ["merge", "--method=linear", f"--models={','.join(paths)}", f"--out={out}"]
-    done = subprocess.run(
-        # Without -B the limit would cut the bytecode that it writes.
-        [sys.executable, "-B", "-c", code, *command],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 2, done.stderr
-    assert "size limit" in done.stderr
-    assert sorted(tmp_path.iterdir()) == before
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != 1500
-
-
-def test_the_command_merges_dry_and_wet_without_jax(paths, tmp_path, capsys):
-    out = tmp_path / "out.safetensors"
-    command = ["merge", "--method=ties", f"--base={paths[0]}", f"--models={','.join(paths[1:])}"]
-    command += [f"--out={out}", "--set=density=0.3,normalize=false", "--weights=1,2,0.5"]
-    assert cli.main([*command, "--dry-run"]) == 0
-    assert "would merge 3 tensors" in capsys.readouterr().out
-    assert not out.exists()
-    code = (
-        "import sys; from lamina.platform.cli import main; code = main(sys.argv[1:]);"
-        "assert 'jax' not in sys.modules; sys.exit(code)"
-    )
-    done = subprocess.run([sys.executable, "-c", code, *command], check=False)
-    assert done.returncode == 0
-    merger = merging.create("ties", density=0.3, normalize=False)
-    models = [load_file(path) for path in paths]
-    expected = merger(models[1:], base=models[0], weights=(1, 2, 0.5))
-    for name, value in load_file(out).items():
-        np.testing.assert_allclose(value, expected[name], rtol=0, atol=2e-6)
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        (["--method=tie"], "did you mean 'ties'"),
-        (["--method=ties", "--base="], "needs --base"),
-        (["--method=ties", "--set=densty=0.2"], "densty is not a key"),
-        (["--method=ties", "--set=density"], "key=value"),
-        (["--method=ties", "--set=density=0.2,density=0.3"], "density twice: 0.2 and 0.3"),
-        (["--method=regmean"], "merging.create('regmean')(models"),
-        (["--method=ties", "--weights=1,x"], "'x' is no number"),
-        (["--method=ties", "--weights=1"], "needs 3 weights"),
-        (["--method=ties", "--dtype=int8"], "should be one of"),
-        (["--method=ties", "--models=gone.safetensors"], "no model at gone"),
-    ],
-)
-def test_mistakes_on_the_command_line_exit_with_2(arguments, message, paths, tmp_path, capsys):
-    command = [f"--base={paths[0]}", f"--models={','.join(paths[1:])}", f"--out={tmp_path / 'o'}"]
-    assert cli.main(["merge", *command, *arguments]) == 2
-    assert message in capsys.readouterr().err
-
-
-def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(tmp_path):
+def test_killed_anywhere_and_started_again_it_gives_the_same_bytes(tmp_path, write):
     random = np.random.default_rng(0)
     models = [{"w": random.standard_normal(3_000_000).astype(np.float32)} for _ in range(3)]
     paths = write(tmp_path, models)
