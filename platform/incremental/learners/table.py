@@ -33,6 +33,8 @@ def chained(*, links: tuple[str, ...], options: Mapping[str, Any] = configs.thaw
     Raises:
         UserError: a name is unknown or stands twice, or the options of one that isn't there.
     """
+    if len(set(links)) < len(links):
+        raise UserError(f"learner.links = {links}: a name stands twice")
     for name in options:
         if name not in links:
             raise UserError(f"learner.options.{name}: {name!r} is none of {links}")

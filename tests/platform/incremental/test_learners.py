@@ -274,6 +274,7 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
         ("l2p", {"pull": -1.0}, "learner.pull = -1.0"),
         ("ema_merge", {"decay": 1.5}, "learner.decay = 1.5"),
         ("icarl", {"replay": -1}, "learner.replay = -1"),
+        ("chain", {"links": ("er", "er")}, "a name stands twice"),
     ],
 )
 def test_a_number_without_meaning_is_named(name, keys, message):
