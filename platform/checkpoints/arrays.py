@@ -7,18 +7,20 @@ uint32 words. Orbax refuses arrays without elements: they stand in the manifest 
 
 import math
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding
 
 from lamina.platform.checkpoints import quiet, reading
 from lamina.platform.checkpoints.manifest import ArrayRecord, is_key
 from lamina.platform.checkpoints.names import nest
+
+if TYPE_CHECKING:  # slow to import, and what doesn't save doesn't need it
+    import orbax.checkpoint as ocp
 
 _CHUNK = 4 << 20  # bytes of a chunk, at most
 _CRUMB = 1 << 19  # shards whose chunks would be smaller than this are not cut
@@ -66,16 +68,18 @@ def _copied(arrays: dict[str, jax.Array]) -> dict[str, jax.Array]:
     return jax.tree.map(jnp.copy, arrays)
 
 
-def handler() -> ocp.PyTreeCheckpointHandler:
+def handler() -> "ocp.PyTreeCheckpointHandler":
     """The Orbax handler of the arrays.
 
     Compression is off: on float32 parameters it saves 8% of the size for 25% more time of the
     cores that the training on CPU needs.
     """
+    import orbax.checkpoint as ocp
+
     return ocp.PyTreeCheckpointHandler(use_compression=False)
 
 
-def checkpointer(timeout: float) -> ocp.AsyncCheckpointer:
+def checkpointer(timeout: float) -> "ocp.AsyncCheckpointer":
     """The Orbax checkpointer that writes in the background.
 
     It creates its folders before `save` returns. Orbax can do this in the background too, but then
@@ -84,6 +88,8 @@ def checkpointer(timeout: float) -> ocp.AsyncCheckpointer:
     Args:
         timeout: seconds that processes wait for each other.
     """
+    import orbax.checkpoint as ocp
+
     quiet.down()
     options = ocp.options.AsyncOptions(
         timeout_secs=int(timeout), create_directories_asynchronously=False
@@ -100,8 +106,10 @@ def _stored_name(name: str) -> str:
     return _escape(name).replace("/", ".")
 
 
-def save_args(arrays: Mapping[str, jax.Array]) -> ocp.args.PyTreeSave:
+def save_args(arrays: Mapping[str, jax.Array]) -> "ocp.args.PyTreeSave":
     """Orbax's arguments to save named arrays."""
+    import orbax.checkpoint as ocp
+
     full = {_escape(name): array for name, array in arrays.items() if array.size}
     options = {name: ocp.SaveArgs(chunk_byte_size=chunk_bytes(a)) for name, a in full.items()}
     return ocp.args.PyTreeSave(nest(full), save_args=nest(options))

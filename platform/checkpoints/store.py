@@ -15,10 +15,9 @@ moment leaves either the previous set of checkpoints or the new one. (Where rena
 import json
 import threading
 from collections.abc import Callable, Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jax
-import orbax.checkpoint as ocp
 from etils import epath
 from jax.sharding import Sharding, SingleDeviceSharding
 
@@ -30,6 +29,9 @@ from lamina.platform.checkpoints.names import flatten, unflatten
 from lamina.platform.checkpoints.restoring import Restored, newest_good, other_model
 from lamina.platform.checkpoints.retention import best_entry, surplus
 from lamina.platform.errors import UserError
+
+if TYPE_CHECKING:
+    import orbax.checkpoint as ocp
 
 
 def open_store(

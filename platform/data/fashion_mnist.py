@@ -1,6 +1,5 @@
 """Fashion-MNIST (Xiao et al. 2017, arXiv:1708.07747) from its original IDX files."""
 
-import gzip
 import os
 import struct
 import zlib
@@ -101,24 +100,25 @@ def read_idx(path: Path, shape: tuple[int, ...]) -> np.ndarray:
     Raises:
         UserError: the file is missing, truncated, too long, or of another type or shape.
     """
-    size = int(np.prod(shape))
+    begin, size = 4 + 4 * len(shape), int(np.prod(shape))
+    unpacker = zlib.decompressobj(zlib.MAX_WBITS | 16)  # gzip's format, with its checksum
     try:
-        with gzip.open(path) as file:
-            header = file.read(4 + 4 * len(shape))
-            magic, *dims = struct.unpack(f">I{len(shape)}I", header)
-            if magic != 0x0800 + len(shape):
-                raise UserError(
-                    f"{path} is not the expected IDX file: its magic number is {magic:#06x}, not "
-                    f"{0x0800 + len(shape):#06x} (unsigned bytes, {len(shape)} dimensions)"
-                )
-            if tuple(dims) != shape:
-                raise UserError(f"{path} holds shape {tuple(dims)}, not {shape}")
-            raw = file.read(size + 1)
+        whole = unpacker.decompress(path.read_bytes(), begin + size + 1)
+        magic, *dims = struct.unpack_from(f">I{len(shape)}I", whole)
     except FileNotFoundError as error:
         raise UserError(f"{path} is missing; the other files are there") from error
-    except (OSError, EOFError, zlib.error, struct.error) as error:
+    except (OSError, zlib.error, struct.error) as error:
         raise UserError(f"{path} is damaged ({error}): fetch it again") from error
-    if len(raw) != size:
-        longer = "more" if len(raw) > size else f"{len(raw)}"
+    if magic != 0x0800 + len(shape):
+        raise UserError(
+            f"{path} is not the expected IDX file: its magic number is {magic:#06x}, not "
+            f"{0x0800 + len(shape):#06x} (unsigned bytes, {len(shape)} dimensions)"
+        )
+    if tuple(dims) != shape:
+        raise UserError(f"{path} holds shape {tuple(dims)}, not {shape}")
+    if len(whole) != begin + size:
+        longer = "more" if len(whole) > begin + size else f"{len(whole) - begin}"
         raise UserError(f"{path} is damaged: it holds {longer} bytes of data, not {size}")
-    return np.frombuffer(raw, np.uint8).reshape(shape)
+    if not unpacker.eof:
+        raise UserError(f"{path} is damaged (it ends before its checksum): fetch it again")
+    return np.frombuffer(whole, np.uint8, offset=begin).reshape(shape)
