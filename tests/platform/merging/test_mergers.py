@@ -133,6 +133,7 @@ def test_dare_of_density_one_is_task_arithmetic(models, base):
     )
 
 
+@pytest.mark.slow
 def test_the_mean_of_dare_over_seeds_is_task_arithmetic():
     base, model = {"w": np.zeros(500, np.float32)}, {"w": np.ones(500, np.float32)}
     drawn = [

@@ -172,6 +172,7 @@ def test_demo_conserves_what_is_sent_and_kept_are_the_momentum():
         momentum = kept
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("x64")
 def test_demo_that_sends_everything_gives_the_mean_gradient_and_keeps_nothing():
     method = demo.demo(lambda x: x, number=ISLANDS, topk=64, chunk=8)

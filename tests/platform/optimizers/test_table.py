@@ -59,15 +59,15 @@ def after_three_steps(name):
     return run(create(name, peak(name)), 3)[0]
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+QUICK = ("adamw", "lion", "muon", "prodigy", "schedule_free_adamw", "sgd", "sm3")
+ALL = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS]
+
+
+@pytest.mark.parametrize("name", ALL)
 def test_reduces_a_quadratic_in_a_compiled_scan_and_keeps_the_parameters_types(name):
     params = after_three_steps(name)
     assert excess(params) < excess(start())
     assert [p.dtype for p in jax.tree.leaves(params)] == [jnp.float32, jnp.float32]
-
-
-QUICK = ("adamw", "lion", "muon", "prodigy", "schedule_free_adamw", "sgd", "sm3")
-ALL = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS]
 
 
 @pytest.mark.parametrize("name", ALL)

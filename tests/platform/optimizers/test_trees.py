@@ -11,6 +11,8 @@ from lamina.platform.optimizers.table import OPTIMIZERS, create
 ODD = [jnp.ones((2, 3)), (jnp.ones(()), {"stack": jnp.ones((2, 3, 1))}), jnp.ones(1)]
 """Lists, tuples and dictionaries of matrices, a scalar, a stack and a vector."""
 PLAIN = {"w": jnp.full((2, 3), 0.2), "b": jnp.array([0.1, 0.4, -0.3])}
+QUICK = ("adamw", "lbfgs", "muon", "sm3", "soap")
+ALL = [n if n in QUICK else pytest.param(n, marks=pytest.mark.slow) for n in OPTIMIZERS]
 TARGET = jnp.array([[1.0, -2.0, 0.5], [0.3, 0.7, -1.1]])
 
 
@@ -29,7 +31,7 @@ def run_from(params, optimizer, steps, target=TARGET):
     return params
 
 
-@pytest.mark.parametrize("name", OPTIMIZERS)
+@pytest.mark.parametrize("name", ALL)
 def test_any_tree_of_arrays_keeps_its_shapes_and_types_and_so_does_the_state(name):
     optimizer = create(name, 0.1)
     loss = lambda tree: sum(jnp.sum(x**2) for x in jax.tree.leaves(tree))

@@ -57,6 +57,7 @@ def test_cells_are_runs_and_the_table_compares_them_seed_by_seed(train, tmp_path
 NAMES = ("finetune", "er")
 
 
+@pytest.mark.slow
 def test_intransigence_is_against_the_model_of_all_data_so_far(tmp_path):
     tensors = np.random.default_rng(0).random((2, 2, 3, 3))
     for name, accuracy in zip(("finetune", "cumulative"), tensors, strict=True):

@@ -182,6 +182,7 @@ def test_runs_that_are_there_are_merged_and_methods_can_be_added(finished, tmp_p
     assert again.final["test/average"] == found.final["test/average"]
 
 
+@pytest.mark.slow
 def test_a_merge_of_runs_takes_what_it_does_not_say_from_the_first(tmp_path):
     for name in ("turned", "negative"):
         (tmp_path / name).mkdir()

@@ -76,7 +76,7 @@ def test_accumulating_four_parts_equals_the_whole_batch(train, digits):
     np.testing.assert_allclose(losses(parts), losses(whole), rtol=1e-5)
 
 
-@pytest.mark.parametrize("rules", ["data", "fsdp"])
+@pytest.mark.parametrize("rules", [pytest.param("data", marks=pytest.mark.slow), "fsdp"])
 def test_eight_devices_give_the_losses_of_one(train, digits, rules):
     mesh = {"data": -1} if rules == "data" else {"data": 2, "fsdp": 4}
     changes = {"log_every": 1, "steps_per_call": 1, "mesh": mesh, "sharding__rules": rules}
@@ -129,9 +129,9 @@ def test_chunks_of_any_length_give_the_same_losses(train, digits):
         pytest.param({"seeds": (0, 1)}, marks=pytest.mark.slow),
         {"ema__decay": 0.9},
         pytest.param({"accumulation": 4}, marks=pytest.mark.slow),
-        {"data__placement": "grain"},
+        pytest.param({"data__placement": "grain"}, marks=pytest.mark.slow),
         pytest.param({"checkpoint__every": 15, "log_every": 10}, marks=pytest.mark.slow),
-        {"optimizer": {"name": "schedule_free_adamw", "learning_rate": 1e-3}},
+        pytest.param({"optimizer__name": "schedule_free_adamw"}, marks=pytest.mark.slow),
     ],
     ids=["plain", "seeds", "ema", "accumulation", "grain", "between_records", "schedule_free"],
 )
