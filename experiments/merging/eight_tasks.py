@@ -4,9 +4,9 @@ A ViT is trained on upright clothes (the first half of Fashion-MNIST) and fine-t
 its own for each task, on clothes that are turned, upside down, negative, or cut in pieces (the
 second half), on digits, and on fragments of files. Each model alone reaches 90% and more. The
 bodies are merged, the heads are kept, as in the merging of CLIP models on eight tasks (Ilharco et
-al. 2023, arXiv 2212.04089). `docs/merging.md` has the table, with a reading. Ten minutes or so on
-two idle cores; `:tiny` is the same with few steps, two minutes or three that go into compiling, and
-shows nothing but that it runs.
+al. 2023, arXiv 2212.04089). `docs/merging.md` has the table, with a reading. Thirteen minutes or so
+on two idle cores; `:tiny` is the same with few steps, two minutes or three that go into compiling,
+and shows nothing but that it runs.
 
     lamina run --config=merging/eight_tasks --workdir=runs/eight_tasks
     lamina run --config=merging/eight_tasks:tiny --workdir=runs/eight_tiny
