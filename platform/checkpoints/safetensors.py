@@ -29,6 +29,9 @@ from lamina.platform.checkpoints.headers import (
 )
 from lamina.platform.errors import UserError
 
+PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
+"""Endings of weights that can run code, and are never read."""
+
 _MAX_HEADER = 100_000_000  # bytes; the format's own limit
 _BLOCK = 16 << 20  # bytes read at once when only a part of each row is wanted
 

@@ -12,14 +12,13 @@ from etils import epath
 
 from lamina.platform.checkpoints import safetensors
 from lamina.platform.checkpoints.names import nearest
-from lamina.platform.checkpoints.safetensors import Tensor
+from lamina.platform.checkpoints.safetensors import PICKLES, Tensor
 from lamina.platform.errors import UserError
 
 _INDEX = "model.safetensors.index.json"
 _SINGLE = "model.safetensors"
 _CONFIG = "config.json"
 _STATE = "model_state/"
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Weights(NamedTuple):
@@ -43,7 +42,7 @@ def is_weights(path: epath.PathLike) -> bool:
         return True
     if not source.is_dir():
         return False
-    suffixes = ("safetensors", ".safetensors.index.json", *_PICKLES)
+    suffixes = ("safetensors", ".safetensors.index.json", *PICKLES)
     return any(child.name.endswith(suffixes) for child in source.iterdir())
 
 
@@ -83,7 +82,7 @@ def _only_file(folder: epath.Path) -> str:
         return _SINGLE
     if len(files) == 1:
         return files[0]
-    pickles = [name for name in names if name.endswith(_PICKLES)]
+    pickles = [name for name in names if name.endswith(PICKLES)]
     if not files and pickles:
         raise UserError(
             f"{folder} holds pickles only ({', '.join(pickles[:3])}); pickles can run code and are "

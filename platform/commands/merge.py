@@ -3,9 +3,8 @@
 import ast
 import contextlib
 import signal
-import threading
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 from lamina.platform.commands import arguments as parsing
@@ -46,6 +45,7 @@ def main(arguments: Sequence[str]) -> int:
 
     from lamina.platform.merging import files
     from lamina.platform.programs import merge
+    from lamina.platform.training import signals
 
     prepared = merge.prepare(
         flags["method"],
@@ -66,32 +66,20 @@ def main(arguments: Sequence[str]) -> int:
         print(f"would merge {what}")
         return 0
     start = time.monotonic()
-    with _stoppable(), contextlib.closing(merge.Progress(prepared.elements)) as progress:
+    stops = signals.handled((signal.SIGTERM, signal.SIGINT), _stop)
+    with stops, contextlib.closing(merge.Progress(prepared.elements)) as progress:
         files.run(prepared, progress)
     print(f"merged {what} in {time.monotonic() - start:.1f} s")
     return 0
 
 
-@contextlib.contextmanager
-def _stoppable() -> Iterator[None]:
-    """Lets SIGTERM and SIGINT end the body as an error does, so that it cleans up."""
-
-    def stop(number: int, frame: object) -> None:
-        del frame
-        raise InterruptedRun(
-            f"stopped by {signal.Signals(number).name}: nothing was written, the same command "
-            "merges again"
-        )
-
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, stop) for number in (signal.SIGTERM, signal.SIGINT)}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+def _stop(number: int, frame: object) -> None:
+    """Ends a merge for a signal as an error does, so that it cleans up."""
+    del frame
+    raise InterruptedRun(
+        f"stopped by {signal.Signals(number).name}: nothing was written, the same command merges "
+        "again"
+    )
 
 
 def _dashes(argument: str) -> str:

@@ -181,8 +181,8 @@ def keep(held: Ranked, came: Ranked, limit: int = 0) -> jax.Array:
     stays = priority < EMPTY
     if limit:
         stays &= rank < limit
-    # Exact in float32: ranks are below 2**24. So many ranks at least are above those that stay:
-    surplus = jnp.sum(stays) - len(held.rank)
+    surplus = jnp.sum(stays) - len(held.rank)  # so many go, those of the highest ranks
+    # float32, for which top_k is quick on CPU, is exact: ranks are below 2**24.
     highest, _ = jax.lax.top_k(jnp.where(stays, rank, -1).astype(jnp.float32), new)
     last = highest[jnp.maximum(surplus - 1, 0)].astype(jnp.int32)
     above, equal = stays & (rank > last), stays & (rank == last)

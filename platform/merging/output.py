@@ -14,17 +14,14 @@ import numpy as np
 
 from lamina.platform.checkpoints import safetensors
 from lamina.platform.checkpoints.failures import cause
-from lamina.platform.checkpoints.safetensors import Layout
+from lamina.platform.checkpoints.safetensors import PICKLES, Layout
 from lamina.platform.errors import UserError
 from lamina.platform.merging.sources import INDEX, Source
 
 RECIPE = "merge.json"
 """The manifest of a merged folder; a single file has it in its metadata, as `lamina_merge`."""
 
-_WEIGHTS = (
-    ".safetensors", ".bin", ".pt", ".pth", ".ckpt", ".msgpack", ".h5", ".gguf", ".onnx", ".pkl",
-    ".index.json",
-)  # fmt: skip
+_WEIGHTS = (*PICKLES, ".safetensors", ".index.json", ".msgpack", ".h5", ".gguf", ".onnx")
 
 
 class Stage:

@@ -31,7 +31,6 @@ FLOATS = frozenset(
 """What is merged; tensors of other dtypes are taken from the first source."""
 
 _LISTED = 10
-_PICKLES = (".bin", ".pt", ".pth", ".ckpt", ".pkl")
 
 
 class Tensor(Protocol):
@@ -134,7 +133,9 @@ def _only_file(folder: pathlib.Path) -> dict[str, None]:
         return {SINGLE if SINGLE in files else files[0]: None}
     if files:
         raise UserError(f"{folder} has several safetensors files and no {INDEX}")
-    pickles = sorted(file.name for file in folder.iterdir() if file.name.endswith(_PICKLES))
+    pickles = sorted(
+        file.name for file in folder.iterdir() if file.name.endswith(safetensors.PICKLES)
+    )
     hint = f": pickles can run code and are never read, convert {pickles[0]}" if pickles else ""
     raise UserError(f"{folder} has no safetensors file{hint}")
 

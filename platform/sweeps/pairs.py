@@ -16,8 +16,8 @@ from lamina.platform.sweeps.rivals import Rival, optimizers, workloads
 from lamina.platform.training import experiment
 from lamina.platform.training.experiment import Experiment
 
-OWN = ("optimizer.", "schedule.", "clip_norm", "ema.", "swa.", "lawa.", "islands.")
-"""What rivals may differ in and be ranked: keys, or their beginnings."""
+OWN = ("optimizer", "schedule", "clip_norm", "ema", "swa", "lawa", "islands")
+"""What rivals may differ in and be ranked: keys and blocks."""
 
 
 class Pair(NamedTuple):
@@ -200,12 +200,11 @@ def check_equal(found: Sequence[Pair]) -> None:
     firsts: dict[str, Pair] = {}
     for pair in found:
         first = firsts.setdefault(pair.workload, pair)
-        different = configs.difference(configs.thaw(first.config), configs.thaw(pair.config))
+        different = configs.difference(configs.thaw(first.config), configs.thaw(pair.config), OWN)
         for key, (one, other) in different.items():
-            if not key.startswith(OWN):
-                raise UserError(
-                    f"on {pair.workload}, {key} is {one!r} for {first.optimizer} and {other!r} for "
-                    f"{pair.optimizer}: who shall be ranked differs in optimizer, schedule, "
-                    "clipping, averaging and islands alone (or set shootout.ranking = False)"
-                )
+            raise UserError(
+                f"on {pair.workload}, {key} is {one!r} for {first.optimizer} and {other!r} for "
+                f"{pair.optimizer}: who shall be ranked differs in optimizer, schedule, clipping, "
+                "averaging and islands alone (or set shootout.ranking = False)"
+            )
     scoring.check_equal_tuning({pair.optimizer: pair.tuning for pair in found})

@@ -3,10 +3,8 @@
 import os
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-
-import jax
 
 from lamina.platform.errors import InterruptedRun
 
@@ -27,6 +25,8 @@ class StopRequest:
         Args:
             dispatch: counts up by 1 from call to call: the processes agree on one of these numbers.
         """
+        import jax
+
         if jax.process_count() == 1:
             return bool(self.signal)
         from jax.experimental import multihost_utils
@@ -52,14 +52,10 @@ class StopRequest:
 
 @contextmanager
 def catch() -> Iterator[StopRequest]:
-    """Catches SIGTERM and SIGINT while the body runs; a second SIGINT interrupts at once.
+    """Catches SIGTERM and SIGINT while the body runs; a second SIGINT interrupts at once."""
+    import jax
 
-    Outside of the main thread Python delivers no signals, so nothing is caught there.
-    """
     request = StopRequest()
-    if threading.current_thread() is not threading.main_thread():
-        yield request
-        return
 
     def handle(number: int, frame: object) -> None:
         del frame
@@ -72,9 +68,22 @@ def catch() -> Iterator[StopRequest]:
     numbers = [signal.SIGINT]
     if jax.process_count() == 1:  # otherwise jax's coordination service spreads SIGTERM
         numbers.append(signal.SIGTERM)
+    with handled(numbers, handle):
+        yield request
+
+
+@contextmanager
+def handled(numbers: Sequence[int], handle: Callable[[int, object], None]) -> Iterator[None]:
+    """Calls `handle(number, frame)` for these signals while the body runs.
+
+    Outside of the main thread Python delivers no signals, so nothing is handled there.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
     before = {number: signal.signal(number, handle) for number in numbers}
     try:
-        yield request
+        yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
