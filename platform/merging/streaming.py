@@ -20,12 +20,15 @@ from lamina.platform.merging import limits, random
 from lamina.platform.merging.method import Drop, Method, Trim, count_kept
 from lamina.platform.merging.sources import FLOATS, Source
 
-PIECE = 1 << 18
-"""Elements that a worker reads at once: 0.5 MB of a model in bfloat16. Larger buffers go back to
-the system each time, and page faults cost as much as the arithmetic."""
+PIECE = 1 << 20
+"""Elements that a worker reads at once: 2 MB of a model in bfloat16."""
 
-BLOCK = 1 << 14
-"""Elements that are computed at once, so that they stay in a core's cache."""
+BLOCK = 1 << 17
+"""Elements that are computed at once: enough that threads seldom wait for each other's turn at the
+interpreter, few enough that a block's arrays stay in the caches."""
+
+SAMPLE = 1 << 16
+"""Elements of each piece by which trimming guesses its limit."""
 
 
 class Unit(NamedTuple):
@@ -136,6 +139,7 @@ def merge(
     Raises:
         UserError: a tensor holds NaN or infinities, or the result is too large for its dtype.
     """
+    _keep_freed_memory()
     state = _State(method, planned, weights)
     with np.errstate(all="ignore"):  # what isn't finite is looked for in the result
         state.prepare(progress)
@@ -174,7 +178,7 @@ def run(
 
     The first error ends it.
     """
-    workers = workers or min(os.cpu_count() or 1, 8) + 1
+    workers = workers or min(max(os.cpu_count() or 1, 2), 8)
     results: list[Any] = [None] * len(items)
     numbers = iter(range(len(items)))
     lock = threading.Lock()
@@ -203,6 +207,16 @@ def run(
             failed.set()
             raise
     return results
+
+
+def _keep_freed_memory() -> None:
+    """Lets the C library reuse the arrays of a block instead of returning them to the system.
+
+    glibc returns a freed array at once if it is larger than the largest that was freed so before,
+    up to 32 MB (mallopt(3), "dynamic mmap threshold"), and page faults would cost as much as the
+    arithmetic. What is allocated here is never touched.
+    """
+    np.empty(30 << 20, np.uint8)
 
 
 class _State:
@@ -242,7 +256,7 @@ class _State:
         if not trim.per_tensor:
             ends = np.cumsum([size(unit) if unit.merged else 0 for unit in units])
             self.starts = [0, *map(int, ends[:-1])]
-        beginning = lambda piece: piece._replace(last=min(piece.first + BLOCK, piece.last))
+        beginning = lambda piece: piece._replace(last=min(piece.first + SAMPLE, piece.last))
 
         def search(scope: list[Piece], mapped: Any) -> list[limits.Limit]:
             # The beginnings of the pieces are the sample.
