@@ -1,9 +1,7 @@
 """Learners against their formulas, written out in numpy, both in float64."""
 
 import itertools
-import json
 import types
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -193,41 +191,6 @@ def test_gem_solves_its_dual(size, cosine, bound):
         there = jnp.ones(size, bool)
         found = gem.dual(jnp.asarray(gram), jnp.asarray(dots), there, jnp.asarray(bound))
         np.testing.assert_allclose(found, exact_dual(gram, dots, bound), atol=1e-10)
-
-
-REFERENCES = Path(__file__).parents[2] / "references"
-
-
-def numbers(*path):
-    found = json.loads((REFERENCES / "avalanche_formulas.json").read_text())
-    for name in path:
-        found = found[name]
-    return types.SimpleNamespace(
-        **{k: np.asarray(v) if isinstance(v, list) else v for k, v in found.items()}
-    )
-
-
-def test_lwf_has_the_gradient_of_avalanche_without_its_factor():
-    n = numbers("lwf")
-    classes = jnp.isin(jnp.arange(4), n.classes)
-    of = lambda z: lwf.distillation(jnp.asarray(n.teacher), z, classes, n.temperature).mean()
-    np.testing.assert_allclose(jax.grad(of)(jnp.asarray(n.student)), n.gradient, atol=1e-12)
-
-
-@pytest.mark.parametrize("number", [0, 1])
-def test_gem_projects_as_avalanche_does(number):
-    n = numbers("gem", number)
-    gram, dots = n.past @ n.past.T + 1e-3 * np.eye(3), n.past @ n.g
-    assert dots.min() < 0
-    there = jnp.ones(3, bool)
-    v = gem.dual(jnp.asarray(gram), jnp.asarray(dots), there, jnp.asarray(n.strength))
-    np.testing.assert_allclose(n.g + np.asarray(v) @ n.past, n.projected, rtol=1e-5, atol=1e-6)
-
-
-def test_agem_projects_as_avalanche_does():
-    n = numbers("agem")
-    found = agem.projected({"a": jnp.asarray(n.g)}, {"a": jnp.asarray(n.reference)})["a"]
-    np.testing.assert_allclose(found, n.projected, rtol=1e-6)
 
 
 def test_a_chain_of_one_link_is_that_link_and_a_chain_pipes_losses():
