@@ -10,7 +10,6 @@ model = restore("runs/quickstart")
 import contextlib
 import os
 import sys
-import threading
 from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -27,7 +26,6 @@ from lamina.platform.programs.context import Context
 from lamina.platform.programs.table import Program
 from lamina.platform.reporting import (
     added,
-    drawing,
     folder,
     manifest,
     notebook,
@@ -133,8 +131,6 @@ def _run(config, workdir, trust, console, devices) -> Result:
         say = _printer(console)
         stop = stack.enter_context(signals.catch())
         with _status_at_end(workdir), blaming_files(f"the run in {workdir} can't go on"):
-            if jax.process_index() == 0:
-                threading.Thread(target=_import_the_rest, name="lamina_imports").start()
             context = Context(os.fspath(workdir), trust, stop, say, console)
             outcome = program.run(prepared, context)
             if jax.process_index() == 0:
@@ -142,13 +138,6 @@ def _run(config, workdir, trust, console, devices) -> Result:
         if jax.process_index() == 0:
             report.render(workdir)
     return read_result(os.fspath(workdir), "done", "", outcome.state)
-
-
-def _import_the_rest() -> None:
-    """Imports what saves and draws: slow, and not needed while a run compiles and begins."""
-    import orbax.checkpoint  # noqa: F401
-
-    drawing.load()
 
 
 _DIVERGES_AGAIN = (

@@ -11,7 +11,7 @@ import numpy as np
 from lamina.models import placement
 from lamina.platform.data.feed import Feed
 from lamina.platform.errors import DivergedError
-from lamina.platform.training import chunk, evaluation_step, layout, step
+from lamina.platform.training import chunk, evaluation_step, layout, preloading, step
 from lamina.platform.training.experiment import Experiment
 from lamina.platform.training.state import Metrics, TrainState
 from lamina.sharding import rules as partition_rules
@@ -30,7 +30,9 @@ class Program(NamedTuple):
 
 def compile_program(jitted: Any, *arguments: Any) -> Program:
     """Compiles a jitted function for `arguments` (arrays or `jax.ShapeDtypeStruct`s)."""
-    return Program(jitted.lower(*arguments).compile())
+    lowered = jitted.lower(*arguments)
+    preloading.begin()
+    return Program(lowered.compile())
 
 
 def initialiser(experiment: Experiment) -> Any:
