@@ -1,10 +1,13 @@
-"""A tiny finished run that several modules look at."""
+"""A tiny finished run that several modules look at, and charts that are drawn once."""
+
+from collections.abc import Iterator
 
 import jax
 import pytest
 from ml_collections import ConfigDict
 
 from lamina.platform import config as configs
+from lamina.platform.reporting import charts
 from lamina.platform.run import run
 
 TINY = {
@@ -20,6 +23,30 @@ TINY = {
     "mesh": {"data": -1},
     "trackers": (),
 }
+
+CHARTS: dict[str, str] = {}
+"""What this process has drawn, by description."""
+
+
+@pytest.fixture(autouse=True)
+def _charts_are_drawn_once(request: pytest.FixtureRequest) -> Iterator[None]:
+    """Gives the first chart of a description again: drawing takes a third of a small run.
+
+    The tests of the reports themselves draw every chart.
+    """
+    if request.path.parent.name == "reporting":
+        yield
+        return
+    draw = charts.figure
+
+    def figure(content, description):
+        if description not in CHARTS:
+            CHARTS[description] = draw(content, description)
+        return CHARTS[description]
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(charts, "figure", figure)
+        yield
 
 
 @pytest.fixture(scope="session")
