@@ -121,7 +121,7 @@ def merger(
                 "needs loss= and batches=: what to minimise, and a batch for each step"
             )
         leaves = mergers.fit(models, base, axes)
-        weights = jnp.asarray(plain.weights(len(models), weights), jnp.float32)
+        weights = jnp.asarray(plain.weights(len(models), weights), jnp.result_type(float))
         known = None if axes is None else tuple(zip(leaves.names, leaves.axes, strict=True))
         return run(models, base, weights, batches, held, known, loss)
 
@@ -159,7 +159,7 @@ def _combine(
         dtype = mergers.work_dtype([*models[n], base])
         wide, total = base.astype(dtype), base.astype(dtype)
         for t, model in enumerate(models[n]):
-            factor = (own[t] * weights[t]).astype(dtype)
+            factor = own[t].astype(dtype) * weights[t].astype(dtype)
             factor = factor.reshape(factor.shape + (1,) * (wide.ndim - factor.ndim))
             total = total + factor * (model.astype(dtype) - wide)
         merged.append(total.astype(base.dtype))
