@@ -123,6 +123,7 @@ class Content:
 
     def __init__(self, path: epath.Path):
         self.path = path
+        self._local = "://" not in os.fspath(path)
         try:
             self._file: IO[bytes] = path.open("rb")
             self.size = self._file.seek(0, os.SEEK_END)
@@ -149,7 +150,7 @@ class Content:
         return result
 
     def _read_into(self, view: memoryview, start: int) -> int:
-        if "://" not in os.fspath(self.path):
+        if self._local:
             return os.preadv(self._file.fileno(), [view], start)
         self._file.seek(start)
         content = self._file.read(len(view))

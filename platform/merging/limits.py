@@ -3,7 +3,7 @@
 It is the k-th largest, exact, and found by counting: a sample tells a narrow range of magnitudes,
 and one pass counts what lies above it and each magnitude in it. Should the answer lie outside, or
 the range hold too many magnitudes, further passes narrow it down. Nothing is sorted, and memory
-doesn't depend on the size.
+doesn't depend on the size. Small tensors, which take less room than the counters, are held instead.
 """
 
 import math
@@ -13,8 +13,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-_BINS = 1 << 18
-"""Counters of a pass: 2 MB, which stay in a core's second-level cache."""
+HELD = 1 << 18
+"""Entries of a scope that is held as a whole: as many as a pass has counters, which are 2 MB and
+stay in a core's second-level cache."""
 
 _COARSE = 16  # bits of a magnitude that are counted of the sample
 _WAVE = 16  # pieces whose equal magnitudes are counted at once
@@ -83,9 +84,13 @@ def find(
     key = np.dtype(np.uint32 if work == np.float32 else np.uint64)
     top = 1 << (8 * key.itemsize - 1)
     everyone = list(range(models))
+    size = sum(piece.last - piece.first for piece in pieces)
+    if size <= HELD:
+        held = [block for piece in pieces for _, block in deltas(piece, everyone)]
+        each = (np.concatenate(blocks) for blocks in zip(*held, strict=True))
+        return [_of_held(np.abs(values).view(key), keep, work) for values in each]
     whole = [_Range(0, top)] * models
     counted = _count(samples, deltas, mapped, dict(zip(everyone, whole, strict=True)), key, _COARSE)
-    size = sum(piece.last - piece.first for piece in pieces)
     ranges = {t: _guess(counted[t], keep / size, top) for t in everyone}
     found: dict[int, tuple[int, int, int]] = {}
     while ranges:
@@ -114,6 +119,14 @@ def find(
         last = (1 << 62) if room == equal else _last(pieces, deltas, mapped, t, value, room)
         limits.append(Limit(value, last))
     return limits
+
+
+def _of_held(magnitudes: np.ndarray, keep: int, work: np.dtype) -> Limit:
+    """The limit of a scope whose magnitudes, as integers, are all here."""
+    place = magnitudes.size - keep
+    limit = np.partition(magnitudes, place)[place]
+    room = keep - int(np.count_nonzero(magnitudes > limit))
+    return Limit(float(limit.view(work)), int(np.flatnonzero(magnitudes == limit)[room - 1]))
 
 
 class _Range(NamedTuple):

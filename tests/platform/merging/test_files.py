@@ -17,7 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from lamina.platform import merging
 from lamina.platform.errors import UserError
-from lamina.platform.merging import files, output, streaming
+from lamina.platform.merging import files, limits, output, streaming
 from lamina.platform.programs import merge as program
 
 KEYS = json.loads(Path(__file__).with_name("keys.json").read_text())
@@ -44,6 +44,7 @@ def test_pieces_of_any_size_give_the_numbers_of_trees(
 ):
     monkeypatch.setattr(streaming, "PIECE", piece)
     monkeypatch.setattr(streaming, "BLOCK", max(piece // 2, 3))
+    monkeypatch.setattr(limits, "HELD", 0 if piece == 7 else limits.HELD)
     merge(name, write(tmp_path, inputs), tmp_path / "out.safetensors")
     found = load_file(tmp_path / "out.safetensors")
     base, *models = inputs
@@ -59,7 +60,9 @@ def test_pieces_of_any_size_give_the_numbers_of_trees(
         assert (np.abs(one - other) > 1e-5).mean() < 0.02
 
 
-def test_equal_magnitudes_are_kept_in_the_order_of_places(tmp_path, monkeypatch, write):
+@pytest.mark.parametrize("held", [0, 1000])
+def test_equal_magnitudes_are_kept_in_the_order_of_places(tmp_path, monkeypatch, write, held):
+    monkeypatch.setattr(limits, "HELD", held)
     monkeypatch.setattr(streaming, "PIECE", 8)
     monkeypatch.setattr(streaming, "BLOCK", 3)
     base = {"a": np.zeros(50, np.float32), "b": np.zeros(50, np.float32)}
