@@ -262,7 +262,7 @@ def _compute(method: Method, layout: _Layout, models, bases, weights) -> list[ja
 def _merge_tensor(method: Method, name, values, base, weights, numbers, axes: Axes, layer):
     """Merges one tensor, or one layer of a stack."""
     if method.whole is not None:
-        return method.whole(values, base, weights, without_layers(axes))
+        return method.whole(jnp, values, base, weights, without_layers(axes))
     if isinstance(method.prune, Drop):
         values, numbers = _dropped(method, name, values, weights, layer)
     if method.measure is not None and method.settle is not None:

@@ -75,8 +75,8 @@ class Method(NamedTuple):
         settle: `(xp, sums, weights) -> numbers`.
         prune: how task vectors are thinned out.
         vote: `(xp, values, weights) -> sums`, which add up over all tensors.
-        whole: `(values, base, weights, axes) -> merged` for one tensor without its `layers` axis,
-            by jax.
+        whole: `(xp, values, base, weights, axes) -> merged` for one tensor without its `layers`
+            axis; no axes are known of one that isn't to be seen as a matrix.
     """
 
     combine: Callable[..., Array] | None
@@ -121,10 +121,13 @@ class Method(NamedTuple):
             raise ValueError(f"weights should be finite numbers, not {weights.tolist()}")
         if concrete and self.weighted == "shares" and (weights < 0).any():
             raise ValueError(f"weights should not be negative, as in {weights.tolist()}")
-        total = weights.sum()
+        with np.errstate(over="ignore"):
+            total = weights.sum()
         divides = self.normalize or self.weighted in ("mean", "shares")
-        if concrete and divides and total == 0:
-            raise ValueError(f"divides by the sum of the weights {weights.tolist()}, which is 0")
+        if concrete and divides and (total == 0 or not np.isfinite(total)):
+            raise ValueError(
+                f"divides by the sum of the weights {weights.tolist()}, which is {total:g}"
+            )
         return weights / total if self.normalize else weights
 
 

@@ -210,6 +210,8 @@ def check_place(out: pathlib.Path, inputs: Sequence[Source], folder: bool) -> No
     Raises:
         UserError: the output's place isn't free.
     """
+    if folder and out.name.endswith(_WEIGHTS):
+        raise UserError(f"--out={out} should end in .safetensors, or be a folder's name")
     real = os.path.realpath(out)
     for source in inputs:
         path = os.path.realpath(os.path.expanduser(source.path))

@@ -120,11 +120,16 @@ def local_path(path: str) -> pathlib.Path:
     """Returns a path of this machine.
 
     Raises:
-        UserError: it is elsewhere.
+        UserError: it is elsewhere, or no path can be so.
     """
     if "://" in path:
         raise UserError(f"{path} isn't on this machine: files are merged where they are, copy them")
-    return pathlib.Path(path).expanduser()
+    try:
+        local = pathlib.Path(path).expanduser()
+        local.exists()
+    except (OSError, RuntimeError) as error:  # a name too long; ~nobody
+        raise UserError(f"{path} can't be looked at: {error}") from error
+    return local
 
 
 def _only_file(folder: pathlib.Path) -> dict[str, None]:

@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 
-from lamina.platform.merging.method import Array, Method, weighted_sum
+from lamina.platform.merging.method import Array, Method, Numbers, weighted_sum
 
 Axes = tuple[str | None, ...]
 
@@ -14,15 +14,17 @@ def iso_c(*, scale: float = 1.0) -> Method:
     `B + scale sum_t w_t D_t / sum_t w_t` for other tensors. Marczak et al. 2025, arXiv 2502.04959.
     Kernels of attention and convolutions are matrices by their logical axes, inputs by outputs;
     without axes the last dimension is the outputs. The layers of a stack are merged one by one.
+    Files tell no axes: of them only tensors of two dimensions are matrices, as in the authors' code
+    (which takes the mean for convolutions, and leaves out CLIP's text projection).
 
     Args:
         scale: the paper's alpha, which it chooses on validation data. Default: 1.
     """
 
-    def whole(models: Sequence[Array], base: Array, weights: Array, axes: Axes) -> Array:
+    def whole(
+        xp: Numbers, models: Sequence[Array], base: Array, weights: Array, axes: Axes
+    ) -> Array:
         # Imported here, because merging files by other methods needs no jax.
-        import jax.numpy as jnp
-
         from lamina.models.axes import matrix_split
 
         deltas = [model - base for model in models]
@@ -33,7 +35,7 @@ def iso_c(*, scale: float = 1.0) -> Method:
         rows = 1
         for size in base.shape[:split]:
             rows *= size
-        left, values, right = jnp.linalg.svd(total.reshape(rows, -1), full_matrices=False)
+        left, values, right = xp.linalg.svd(total.reshape(rows, -1), full_matrices=False)
         flat = values.mean() * (left @ right)
         return base + flat.reshape(base.shape) * weights.dtype.type(scale)
 

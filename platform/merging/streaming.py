@@ -370,11 +370,15 @@ class _State:
     def _whole(self, unit: Unit, contents, weights, target) -> np.ndarray:
         assert self.method.whole is not None
         tensor = self.plan.sources[0].tensors[unit.name]
-        axes = self.plan.sources[0].axes.get(unit.name, (None,) * len(tensor.shape))
+        two = len(tensor.shape) == 2  # what has more may be a stack, or a kernel of any layout
+        axes = self.plan.sources[0].axes.get(unit.name, (None, None) if two else ())
         layers = axes[:1] == ("layers",)
         shape = tensor.shape[1:] if layers else tensor.shape
         base, *models = (c.astype(unit.work).reshape(shape) for c in contents)
-        merged = self.method.whole(models, base, weights, axes[1:] if layers else axes)
+        try:
+            merged = self.method.whole(np, models, base, weights, axes[1:] if layers else axes)
+        except np.linalg.LinAlgError:
+            merged = np.full(shape, np.nan)
         merged = np.asarray(merged).reshape(-1).astype(target)
         self._check(unit, contents, merged, False)
         return merged

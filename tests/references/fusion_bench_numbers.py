@@ -1,4 +1,4 @@
-"""Writes fusion_bench's numbers on a small network, for tests/platform/merging/test_fusion_bench.py.
+"""Writes fusion_bench's numbers on a small network, for a test of the merging methods.
 
     python tests/references/fusion_bench_numbers.py tests/platform/merging/fusion_bench.npz
 
@@ -114,7 +114,7 @@ def adamerging(kind: str, start: float, models: list[Network], heads, data) -> d
 def main(path: str) -> None:
     torch.set_default_dtype(torch.float64)
     models = networks()
-    base, *tuned = models
+    tuned = models[1:]
     data = torch.randn(MODELS, STEPS, EXAMPLES, INPUTS)
     heads = 2 * torch.randn(MODELS, FEATURES, CLASSES)
     groups = {f"model{number}": tensors(model) for number, model in enumerate(models)}

@@ -149,6 +149,46 @@ def refused(paths, tmp_path, match, name="ties", out=None):
     assert sorted(tmp_path.rglob("*")) == before
 
 
+def test_places_that_no_path_leads_to_are_refused(paths, tmp_path):
+    refused(paths, tmp_path, "can't be looked at", out="~nobody-here/merged.safetensors")
+    refused(paths, tmp_path, "can't be looked at", out=tmp_path / ("x" * 300 + ".safetensors"))
+    refused(["y" * 300, *paths[1:]], tmp_path, "can't be looked at")
+    refused(paths, tmp_path, "should end in .safetensors", out=tmp_path / "merged.bin")
+
+
+def test_weights_without_a_finite_sum_are_refused(paths, tmp_path):
+    with pytest.raises(UserError, match="which is inf"):
+        program.prepare("linear", {}, models=paths, weights=(1e308,) * 4, out=str(tmp_path / "o"))
+
+
+def test_iso_c_of_files_sees_matrices_alone_in_float64_and_names_what_is_not_finite(
+    tmp_path, write
+):
+    rng = np.random.default_rng(0)
+    shapes = {"matrix": (6, 5), "convolution": (4, 3, 2, 2), "vector": (7,)}
+    base, one, two = ({n: rng.standard_normal(s) for n, s in shapes.items()} for _ in range(3))
+    paths = write(tmp_path, [base, one, two])
+    files.run(
+        program.prepare(
+            "iso_c", {}, models=paths[1:], base=paths[0], out=str(tmp_path / "o.safetensors")
+        )
+    )
+    found = load_file(tmp_path / "o.safetensors")
+    left, values, right = np.linalg.svd(one["matrix"] + two["matrix"] - 2 * base["matrix"], False)
+    expected = {name: (one[name] + two[name]) / 2 for name in shapes}
+    expected["matrix"] = base["matrix"] + values.mean() * left @ right
+    for name, value in expected.items():
+        np.testing.assert_allclose(found[name], value, rtol=0, atol=1e-12)
+    two["matrix"][0, 0] = np.nan
+    paths = write(tmp_path, [base, one, two])
+    with pytest.raises(UserError, match=r"model2.safetensors: 'matrix' holds NaN"):
+        files.run(
+            program.prepare(
+                "iso_c", {}, models=paths[1:], base=paths[0], out=str(tmp_path / "p.safetensors")
+            )
+        )
+
+
 def header_of(path):
     content = Path(path).read_bytes()
     length = int.from_bytes(content[:8], "little")
