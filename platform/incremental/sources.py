@@ -82,6 +82,11 @@ def _arrays(source: Source, name: str) -> dict[str, np.ndarray]:
         raise UserError(
             f"the split {name!r} ({source!r}) has no examples with labels, as a stream needs them"
         )
+    if "weights" in source.arrays:
+        raise UserError(
+            f"the split {name!r} ({source!r}) has weights of its examples, and in a stream all "
+            "count alike: leave them out"
+        )
     return arrays
 
 
@@ -91,7 +96,7 @@ def build_streams(
     """Returns the stream of each seed, or one for all, as the learner arranges it.
 
     Raises:
-        UserError: the stream refuses its keys or the labels.
+        UserError: the stream refuses its keys or the labels, or a task has no test example.
     """
     data, block = config.data, config.stream
     shared = Shared(**{key: block[key] for key in Shared._fields})
@@ -102,6 +107,15 @@ def build_streams(
     for seed in seeds:
         arguments = (labels, data.batch_size, seed, shared)
         built.append(learner.arrange(configs.build(block, kind, "stream", trust, *arguments)))
+        sizes = np.bincount(built[-1].test_task, minlength=len(built[-1].test_classes))
+        if not sizes.all():
+            task = int(np.argmin(sizes))
+            classes = np.flatnonzero(built[-1].test_classes[task]).tolist()
+            raise UserError(
+                f"the split {shared.evaluate_on!r} has no example of task {task + 1} (classes "
+                f"{classes}), whose accuracy is then undefined: give it some, or evaluate on "
+                "another split (stream.evaluate_on)"
+            )
     return aligned(built)
 
 

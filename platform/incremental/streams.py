@@ -34,9 +34,10 @@ def class_incremental(
         batch_size: rows of a batch.
         seed: of the order.
         shared: the keys of every stream.
-        class_order: "fixed" takes 0, 1, 2 and so on, "shuffled" an order of the stream's seed; or
-            the classes in the order in which they come, such as (3, 0, 2, 1).
-        classes: how many classes the stream has; 0: all of the data set.
+        class_order: "fixed" takes the classes of the training data from the lowest on, "shuffled"
+            an order of the stream's seed; or the classes in the order in which they come, such as
+            (3, 0, 2, 1).
+        classes: how many classes the stream has; 0: all of the training data.
         mask: logits that count in evaluation: "all", those of classes "seen" so far, or of the
             "task" of the example.
 
@@ -45,7 +46,7 @@ def class_incremental(
             what is no class, or one twice.
     """
     check_labels(labels)
-    names = _in_order(class_order, labels.classes, seed)
+    names = _in_order(class_order, labels, seed)
     used = classes or len(names)
     if not 0 < used <= len(names):
         raise UserError(f"stream.classes = {classes}: there are {len(names)} classes")
@@ -76,12 +77,13 @@ def class_incremental(
     )
 
 
-def _in_order(class_order: ClassOrder, classes: int, seed: int) -> np.ndarray:
+def _in_order(class_order: ClassOrder, labels: Labels, seed: int) -> np.ndarray:
     """Returns the classes in the order in which they come."""
+    present, classes = np.unique(labels.train), labels.classes
     if class_order == "fixed":
-        return np.arange(classes)
+        return present
     if class_order == "shuffled":
-        return np.asarray(order.permutation(classes, order.seed_for(seed, 1 << 32), 0))
+        return present[order.permutation(len(present), order.seed_for(seed, 1 << 32), 0)]
     if len(set(class_order)) < len(class_order) or not set(class_order) <= set(range(classes)):
         raise UserError(
             f"stream.class_order = {class_order} should name classes from 0 to {classes - 1}, each "
@@ -291,14 +293,15 @@ def si_blurry(
     for name, share in (("disjoint", disjoint), ("blurry", blurry)):
         if not 0 <= share <= 100:
             raise UserError(f"stream.{name} = {share} should lie between 0 and 100 (percent)")
-    if not 1 <= count <= labels.classes:
+    known = np.unique(labels.train)
+    if not 1 <= count <= len(known):
         raise UserError(
-            f"stream.experiences = {count} should lie between 1 and {labels.classes}, the number "
-            "of classes"
+            f"stream.experiences = {count} should lie between 1 and {len(known)}, the number of "
+            "classes in the training data"
         )
-    apart = labels.classes * disjoint // 100 // count * count
-    mixed = (labels.classes - apart) // count * count
-    names = rng.permutation(labels.classes)
+    apart = len(known) * disjoint // 100 // count * count
+    mixed = (len(known) - apart) // count * count
+    names = rng.permutation(known)
 
     def cut(values: np.ndarray, number: int) -> list[np.ndarray]:
         if sizes == "equal" or not number:

@@ -180,7 +180,8 @@ class Learner(NamedTuple):
         memory: what is remembered of earlier data, or None.
         hyper: numeric hyper-parameters: leaves of `own`, under their names.
         needs: "boundaries" if it must be told where an experience begins, "pretrained" if the
-            model must not start from random parameters, "classes" if an example has one class.
+            model must not start from random parameters, "classes" if an example has one class,
+            "first" if it replaces the loss, so that no link of a chain may add to it before.
         arrange: `(stream) -> stream`, on the host: other data for each experience.
     """
 

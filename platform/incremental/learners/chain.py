@@ -28,7 +28,8 @@ def chain(**links: Learner) -> Learner:
         **links: name to learner; the name is that of its part of the state.
 
     Raises:
-        UserError: the memories of two links differ in size or kind.
+        UserError: the memories of two links differ in size or kind, or a link that replaces the
+            loss isn't the first.
 
     Example:
         >>> from lamina.platform.incremental.learners import create
@@ -36,6 +37,12 @@ def chain(**links: Learner) -> Learner:
         >>> sorted(both.hyper)
         ['er', 'ewc']
     """
+    for name in list(links)[1:]:
+        if "first" in links[name].needs:
+            raise UserError(
+                f"{name!r} replaces the loss, so what {next(iter(links))!r} adds to it would be "
+                f"lost: name {name!r} first in learner.links"
+            )
 
     def init(setup: Setup) -> Own:
         return {name: link.init(setup) for name, link in links.items()}

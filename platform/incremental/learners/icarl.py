@@ -16,12 +16,12 @@ def icarl(*, memory: int = 2000, replay: int = 0) -> Learner:
     Rebuffi et al. (2017, arXiv 1611.07725). The loss of a row, of the stream or of the memory, is
     the sum over the classes seen of the binary cross-entropy: against the sigmoid of the model at
     the end of the last experience for classes seen before, and against the label for those of this
-    one; then the mean over rows. At the end of an experience the memory takes its rows in the order
-    of herding: the k-th exemplar of a class minimises `|| mu - (phi_x + sum of the k - 1 before) /
-    k ||`, with features phi of length 1 and mu their mean. The memory holds equal numbers of each
-    class and gives up the last ones first. The answer is the class whose exemplars' mean, of length
-    1, is nearest; it is computed again for all classes at each end, so before the first one the
-    logits answer.
+    one (also where they came before, as all do in a domain-incremental stream); then the mean over
+    rows. At the end of an experience the memory takes its rows in the order of herding: the k-th
+    exemplar of a class minimises `|| mu - (phi_x + sum of the k - 1 before) / k ||`, with features
+    phi of length 1 and mu their mean. The memory holds equal numbers of each class and gives up the
+    last ones first. The answer is the class whose exemplars' mean, of length 1, is nearest; it is
+    computed again for all classes at each end, so before the first one the logits answer.
 
     The authors train on the stream and all exemplars shuffled together; here each batch has rows of
     the memory beside it.
@@ -50,8 +50,8 @@ def icarl(*, memory: int = 2000, replay: int = 0) -> Learner:
     def loss(loss, own: Own, params: Any, mixed: Mixed, output: Any, moment: Moment, forward: Any):
         del loss, params
         teacher = forward(own["teacher"], mixed.batch).logits
-        rows, seen = mixed.batch, own["old"] | moment.now
-        losses_R = cross_entropies(teacher, output.logits, rows["labels"], own["old"], seen)
+        rows, seen, old = mixed.batch, own["old"] | moment.now, own["old"] & ~moment.now
+        losses_R = cross_entropies(teacher, output.logits, rows["labels"], old, seen)
         weights_R = rows["weights"]
         return jnp.sum(losses_R * weights_R) / jnp.maximum(jnp.sum(weights_R), 1.0)
 
@@ -108,7 +108,7 @@ def icarl(*, memory: int = 2000, replay: int = 0) -> Learner:
         end=end,
         predict=predict,
         memory=kept,
-        needs=frozenset({"boundaries", "classes"}),
+        needs=frozenset({"boundaries", "classes", "first"}),
     )
 
 

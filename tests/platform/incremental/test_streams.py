@@ -59,6 +59,19 @@ def test_classes_come_in_the_order_that_is_given_and_others_not_at_all():
     assert set(LABELS.test[stream.test_index]) == {0, 1, 3, 7, 9}
 
 
+@pytest.mark.parametrize("name", ["class_incremental", "online", "si_blurry"])
+@pytest.mark.parametrize("class_order", ["fixed", "shuffled"])
+def test_class_ids_may_start_anywhere_and_have_gaps(name, class_order):
+    ids = np.array([5, 6, 8, 9])
+    labels = LABELS._replace(train=ids[LABELS.train % 4], test=ids[LABELS.test % 4], classes=12)
+    options = {} if name == "si_blurry" else {"class_order": class_order}
+    stream = STREAMS[name](labels, 8, 0, Shared(experiences=2), **options)
+    assert set(np.flatnonzero(stream.classes.any(0))) == set(ids)
+    assert name == "si_blurry" or (stream.classes.sum(1) == 2).all()
+    with pytest.raises(UserError, match=r"4, the number of classes|of the 4 classes"):
+        STREAMS[name](labels, 8, 0, Shared(experiences=5), **options)
+
+
 def test_repeats_of_a_batch_follow_it_and_are_not_fresh():
     stream = build("online", shared=Shared(repeats=2))
     assert (stream.rows[::2] == stream.rows[1::2]).all()

@@ -71,6 +71,13 @@ def test_without_old_classes_it_is_one_sigmoid_a_class(case):
     np.testing.assert_allclose(gradient, case.x.T @ (g - np.eye(4)[case.labels]) / 6, rtol=1e-9)
 
 
+def test_a_class_that_comes_again_is_learned_from_its_labels(case):
+    learner = create("icarl", memory=8)
+    own, at = case.own(learner), case.moment(now=(0, 1, 2, 3), seen=(0, 1, 2, 3))
+    first = case.loss(learner, own, at=at)
+    assert case.loss(learner, own | {"old": jnp.ones(4, bool)}, at=at) == first
+
+
 def test_the_mean_of_a_class_is_its_nearest_mean_and_logits_answer_before_there_is_one(case):
     learner = create("icarl", memory=8)
     own, there = case.own(learner), jnp.asarray([True] * 5 + [False])
