@@ -89,6 +89,7 @@ class Tables(NamedTuple):
         rows: int32 [S, B].
         valid: bool [S, B].
         fresh: bool [S, B].
+        arrives: bool [S, B].
         classes: bool [E, C].
         test_classes: bool [J, C].
         test_rows: int32 [K, T]: test examples.
@@ -99,6 +100,7 @@ class Tables(NamedTuple):
     rows: Any
     valid: Any
     fresh: Any
+    arrives: Any
     classes: Any
     test_classes: Any
     test_rows: Any
@@ -215,7 +217,8 @@ def same(state: TrainState) -> TrainState:
 def select(plan: Plan, examples: Examples, tables: Tables, i: jax.Array) -> dict[str, jax.Array]:
     """Returns the batch of step `i`, with its inputs as the data set has them (maybe uint8)."""
     batch = gathered(examples.train, tables.transform, tables.rows[i])
-    batch |= {"weights": tables.valid[i].astype(jnp.float32), "fresh": tables.fresh[i]}
+    batch |= {"weights": tables.valid[i].astype(jnp.float32)}
+    batch |= {name: getattr(tables, name)[i] for name in learners.MARKS}
     return plan.constrain(batch)
 
 
@@ -275,7 +278,7 @@ def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, i: jax.Arra
     """Returns the carry of the learner's sweep after one more batch; repeated rows count once."""
     assert recipe.learner.sweep is not None
     fresh = batch["fresh"]
-    rows = {k: v for k, v in batch.items() if k != "fresh"}
+    rows = {k: v for k, v in batch.items() if k not in learners.MARKS}
     rows |= {"weights": fresh.astype(jnp.float32), "there": fresh}
     mixed = Mixed(normalise(rows), {STREAM: slice(0, len(fresh))})
     moment = learners.moment_of(state)

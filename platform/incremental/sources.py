@@ -15,7 +15,7 @@ from lamina.platform.incremental import sequence
 from lamina.platform.incremental.sequence import Examples, Plan, Segments, Tables
 from lamina.platform.incremental.stream import Labels, Shared, Stream, aligned, check_labels
 from lamina.platform.training.experiment import Experiment
-from lamina.platform.training.learners import PLAIN, Learner
+from lamina.platform.training.learners import MARKS, PLAIN, Learner
 from lamina.sharding import rules as partition_rules
 from lamina.sharding.mesh import batch_parallelism
 
@@ -165,10 +165,8 @@ def example_batch(data: Data, stream: Stream) -> dict[str, jax.ShapeDtypeStruct]
     index = jax.ShapeDtypeStruct((rows,), np.int32)
     transform = stream.transform or ()
     batch = jax.eval_shape(lambda a, i: sequence.gathered(a, transform, i), arrays, index)
-    return batch | {
-        "weights": jax.ShapeDtypeStruct((rows,), np.float32),
-        "fresh": jax.ShapeDtypeStruct((rows,), np.bool_),
-    }
+    marks = {name: jax.ShapeDtypeStruct((rows,), np.bool_) for name in MARKS}
+    return batch | marks | {"weights": jax.ShapeDtypeStruct((rows,), np.float32)}
 
 
 def plan(parts: Experiment, streams: Sequence[Stream]) -> Plan:
@@ -205,6 +203,7 @@ def tables(parts: Experiment, streams: Sequence[Stream]) -> list[Tables]:
             rows=stream.rows,
             valid=stream.valid,
             fresh=stream.fresh,
+            arrives=stream.arrives,
             classes=stream.classes,
             test_classes=stream.test_classes,
             test_rows=padded(stream.test_index, 0),

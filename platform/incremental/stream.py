@@ -80,6 +80,12 @@ class Stream(NamedTuple):
         """Rows of a batch."""
         return self.rows.shape[1]
 
+    @property
+    def arrives(self) -> np.ndarray:
+        """Whether the example comes for the first time in its pass, bool [S, B]."""
+        number = np.concatenate([np.arange(count) for count in self.steps])
+        return self.valid & (number % self.repeats == 0)[:, None]
+
 
 class Shared(NamedTuple):
     """Keys of the `stream` block that every stream has.

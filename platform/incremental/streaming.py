@@ -16,6 +16,7 @@ import numpy as np
 from lamina.platform.data.feed import Reader
 from lamina.platform.incremental import sequence, transforms
 from lamina.platform.incremental.sequence import Plan, Segments, Tables
+from lamina.platform.training import learners
 from lamina.platform.training.state import TrainState
 
 WINDOW = 16
@@ -72,7 +73,8 @@ def open_advance(
         workers: processes that read; 0: threads.
     """
     host = jax.device_get(tables)
-    marks = {"weights": host.valid.astype(np.float32), "fresh": host.fresh}
+    marks = {"weights": host.valid.astype(np.float32)}
+    marks |= {name: getattr(host, name) for name in learners.MARKS}
     reading = Reader(Batches(train, host.rows, marks), workers, PREFETCH)
     testing = Reader(Batches(test, host.test_rows, {"task": host.test_task}), workers, 2)
     learner = plan.recipe.learner

@@ -26,6 +26,10 @@ Batch = dict[str, jax.Array]
 STREAM = "stream"
 """Name of the rows of a mixed batch that come from the stream."""
 
+MARKS = ("fresh", "arrives")
+"""What a batch of a stream says of its rows besides their weights: bool [B], whether an example
+comes for the first time in its experience, and whether for the first time in its pass."""
+
 _OWN, _MEMORY, _MOMENT = "own", "memory", "moment"
 
 
@@ -104,7 +108,9 @@ class Memory(NamedTuple):
             priority is None: the memory draws it, or waits for what a learner gives (float32 [B]).
         draw: `(memory, number of rows, moment) -> (rows, there bool [M])`.
         draws: name to what is drawn at every step.
-        stores: what is kept of a row besides inputs and labels: "logits" of the model then.
+        stores: what is kept of a row besides inputs and labels: "logits" of the model then. Where
+            there are any, a row is inserted again in each pass, as those of the first tell little;
+            otherwise once in its experience.
         slots: how many rows it holds.
         kind: what it is, in words: memories of one kind can be shared.
     """
@@ -220,7 +226,7 @@ def start(learner: Learner, setup: Setup) -> Own:
     }
     state["right"] = jnp.zeros((1 + space.points, space.tasks), jnp.int32)
     if learner.memory is not None:
-        rows = {k: v for k, v in setup.batch.items() if k not in ("weights", "fresh")}
+        rows = {k: v for k, v in setup.batch.items() if k not in ("weights", *MARKS)}
         if "logits" in learner.memory.stores:
             answer = lambda params, batch: setup.forward(params, normalise(batch)).logits
             rows["logits"] = jax.eval_shape(answer, setup.params, dict(setup.batch))
@@ -301,7 +307,7 @@ def mix(learner: Learner, state: TrainState, batch: Any) -> Mixed:
     """Returns the batch with what the learner draws from its memory."""
     if learner is PLAIN:
         return Mixed(batch, {})
-    moment, parts = moment_of(state), [{k: v for k, v in batch.items() if k != "fresh"}]
+    moment, parts = moment_of(state), [{k: v for k, v in batch.items() if k not in MARKS}]
     weights = batch.get("weights", jnp.ones(batch["labels"].shape[:1], jnp.float32))
     parts[0] |= {"weights": weights, "there": weights > 0}
     groups, first = {STREAM: slice(0, len(weights))}, len(weights)
@@ -360,7 +366,8 @@ def finish_step(
         rows = dict(batch)
         if "logits" in learner.memory.stores:
             rows["logits"] = output.logits[mixed.groups[STREAM]]
-        there = batch.get("fresh", mixed.of(STREAM)["there"])
+        mark = "arrives" if learner.memory.stores else "fresh"
+        there = batch.get(mark, mixed.of(STREAM)["there"])
         key = jax.random.fold_in(moment.key, len(learner.memory.draws))
         changes[_MEMORY] = learner.memory.insert(
             memory_of(before), rows, there, moment._replace(key=key), None

@@ -22,8 +22,10 @@ def der(
     """Dark experience replay: `loss + alpha * mean (z(x_m) - z_m)^2`.
 
     Buzzega et al. (2020, arXiv 2004.07211). z_m are the logits at the time of insertion, before the
-    step that inserts them. The squared error is the mean over rows and classes, as in the authors'
-    code (the paper writes the squared norm: alpha would be C times smaller).
+    step that inserts them. Each pass over an experience inserts its rows anew, as in the paper's
+    algorithm, so that a memory of many passes isn't one of the logits of the first. The squared
+    error is the mean over rows and classes, as in the authors' code (the paper writes the squared
+    norm: alpha would be C times smaller).
 
     Args:
         memory: rows in the memory.

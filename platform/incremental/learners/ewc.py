@@ -141,7 +141,7 @@ def squared_gradients(
         labels = jnp.argmax(answers, axis=-1)
         if fisher == "sampled":
             labels = jax.random.categorical(key, answers)
-    rows = {k: v for k, v in batch.items() if k not in ("weights", "there", "fresh")}
+    rows = {k: v for k, v in batch.items() if k not in ("weights", "there")}
     rows |= {"labels": labels.astype(batch["labels"].dtype), "weights": weights}
 
     def one(row: Any) -> Any:

@@ -5,10 +5,13 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from lamina.models.spec import Output
 from lamina.platform.errors import UserError
 from lamina.platform.incremental import memory as memories
 from lamina.platform.incremental.learners import create
-from lamina.platform.training.learners import Moment, Space
+from lamina.platform.training import learners
+from lamina.platform.training.learners import Moment, Setup, Space
+from lamina.platform.training.state import TrainState
 
 SPACE = Space(experiences=4, classes=10, tasks=4, points=4, rows=40)
 
@@ -117,3 +120,20 @@ def test_what_stays_of_a_group_are_its_lowest_priorities_counted_without_a_gap(p
         mine = np.flatnonzero(there & (group == one))
         by_priority = mine[np.argsort(np.asarray(state["priority"])[mine])]
         assert rank[by_priority].tolist() == list(range(len(mine)))
+
+
+@pytest.mark.parametrize(("name", "again"), [("er", False), ("derpp", True)])
+def test_a_later_pass_brings_logits_anew_and_rows_alone_not(name, again):
+    learner, ones = create(name, memory=8, replay=2), jnp.ones(4, bool)
+    batch = rows(0, 4) | {"inputs": jnp.ones((4, 3)), "weights": jnp.ones(4)}
+    marked = lambda fresh: batch | {"fresh": ones & fresh, "arrives": ones}
+    forward = lambda params, batch: Output(batch["inputs"] @ params)
+    example = jax.eval_shape(lambda: marked(True))
+    own = learners.start(learner, Setup(jnp.ones((3, 10)), forward, example, SPACE, None))
+    rest = dict.fromkeys(TrainState.__dataclass_fields__)
+    state = TrainState(**rest | {"step": jnp.int32(0), "seed": jnp.uint32(0), "learner": own})
+    for fresh in (True, False):
+        mixed = learners.mix(learner, state, marked(fresh))
+        output = Output(jnp.zeros((len(mixed.batch["labels"]), 10)))
+        state = learners.finish_step(learner, state, state, None, mixed, marked(fresh), output)
+    assert kept_mask(learners.memory_of(state)).sum() == (8 if again else 4)

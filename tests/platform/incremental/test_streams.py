@@ -78,6 +78,15 @@ def test_repeats_of_a_batch_follow_it_and_are_not_fresh():
     assert not stream.fresh[1::2].any()
 
 
+def test_an_example_arrives_once_in_each_pass():
+    stream = build("class_incremental", shared=Shared(epochs=3, repeats=2))
+    assert stream.arrives.sum() == 3 * 103
+    arrived = np.bincount(stream.rows[stream.arrives], minlength=103)
+    assert (arrived == 3).all()
+    first = slice(0, int(stream.epoch_steps[0]))
+    np.testing.assert_array_equal(stream.arrives[first], stream.fresh[first])
+
+
 def test_joint_and_cumulative_bring_what_they_should():
     stream = build("class_incremental")
     cumulative = create("cumulative").arrange(stream)
