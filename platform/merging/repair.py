@@ -3,10 +3,13 @@
 Jordan et al. 2022 (arXiv 2211.08403): units of an average fire with less variance than those of its
 ends, layer by layer less. Each unit's mean and standard deviation before its activation are set to
 the mean of the ends'. A network with batch norm has its statistics measured anew; elsewhere the
-correction, which is affine, is folded into the layer's kernel and bias.
+correction, which is affine, is folded into the layer that gives the units: kernel and bias, or
+scale and bias of a norm. Without a bias there is no place for the mean, and the standard deviation
+alone is set. The layers of a stack are corrected one by one.
 """
 
 from collections.abc import Mapping
+from types import MappingProxyType
 from typing import Any, NamedTuple
 
 import jax
@@ -16,7 +19,7 @@ from flax import nnx
 from lamina.models import axes as logical
 from lamina.models.functional import FunctionalModel
 from lamina.models.stack import Stack
-from lamina.platform.checkpoints.names import flatten, nest
+from lamina.platform.checkpoints.names import flatten, nest, path_name
 from lamina.platform.errors import UserError
 from lamina.platform.merging.symmetries import joined, separate
 
@@ -30,6 +33,38 @@ class Statistics(NamedTuple):
     std: jax.Array
 
 
+class Affine(NamedTuple):
+    """What a layer's outputs are multiplied by, and what is added: `[*outputs]` each, float32."""
+
+    scale: jax.Array
+    shift: jax.Array
+
+
+class Layer(NamedTuple):
+    """A hidden layer: the last part of its outputs' computation is `x * factor + bias`.
+
+    Attributes:
+        path: in the module whose stacks are unrolled.
+        parameters: the name that its parameters begin with.
+        place: which layer of a stack it is, or () outside of stacks.
+        factor: "kernel", or "scale" of a norm.
+        bias: whether it has one.
+        outputs: how many dimensions its units have.
+    """
+
+    path: tuple[Any, ...]
+    parameters: str
+    place: tuple[Any, ...]
+    factor: str
+    bias: bool
+    outputs: int
+
+    @property
+    def name(self) -> str:
+        """The path as text."""
+        return "/".join(map(str, self.path))
+
+
 def repair(
     model: FunctionalModel,
     one: Tree,
@@ -41,6 +76,9 @@ def repair(
 ) -> Tree:
     """Returns a merged model whose units have the statistics of its ends.
 
+    It goes through the inputs as often as there are layers, so that each sees those before it
+    corrected, whatever the number of examples.
+
     Args:
         model: of all three.
         one: the model at alpha = 0; trees as `symmetries.joined` makes them.
@@ -50,59 +88,93 @@ def repair(
         alpha: how much of `other` is in `merged`. Default: 0.5.
 
     Raises:
-        UserError: the model has neither batch norm nor layers with a bias that can be corrected
-            (the layers of a stack that is run by a scan, or those without a bias, can't).
+        UserError: the model has neither batch norm nor a hidden layer with a kernel or a norm.
     """
     params, model_state = separate(merged)
     if model_state:
         return joined(params, reset_statistics(model, params, model_state, inputs))
-    measure = jax.jit(lambda tree: layer_statistics(model, tree, inputs))
-    ends = measure(separate(one)[0]), measure(separate(other)[0])
-    if not ends[0]:
+    order: list[str] = []  # of the computation, which jit doesn't keep
+
+    @jax.jit
+    def measure(params: Tree, corrections: dict[str, Affine]) -> dict[str, Statistics]:
+        found = layer_statistics(model, params, inputs, corrections)
+        order[:] = found
+        return found
+
+    ends = [measure(separate(end)[0], {}) for end in (one, other)]
+    if not order:
         raise UserError(
-            "this model can't be repaired: it has no batch norm, and no layer with a bias outside "
-            "of stacks"
+            "this model can't be repaired: it has no batch norm, and no hidden layer with a kernel "
+            "or a norm"
         )
-    flat = flatten(params)
-    for layer in ends[0]:  # in the order of the computation: each sees those before it corrected
-        now = measure(nest(flat))[layer]
-        a, b = (end[layer] for end in ends)
-        wanted = Statistics(*((1 - alpha) * x + alpha * y for x, y in zip(a, b, strict=True)))
-        kernel, bias = f"{layer}/kernel", f"{layer}/bias"
-        scale = jnp.where(now.std > 0, wanted.std / jnp.where(now.std > 0, now.std, 1), 1)
-        flat[bias] = (flat[bias] - now.mean) * scale + wanted.mean
-        flat[kernel] = flat[kernel] * scale.reshape(
-            (1,) * (flat[kernel].ndim - scale.ndim) + scale.shape
-        )
-    return nest(flat)
+    layers = {layer.name: layer for layer in _layers(model)}
+    turns = {name: number for number, name in enumerate(order)}
+    wanted = jax.tree.map(lambda x, y: (1 - alpha) * x + alpha * y, *ends)
+
+    def correct(number: jax.Array, known: dict[str, Affine]) -> dict[str, Affine]:
+        now = measure(params, known)
+        corrected = {}
+        for name in known:
+            mean, std = now[name]
+            scale = jnp.where(std > 0, wanted[name].std / jnp.where(std > 0, std, 1), 1)
+            shift = wanted[name].mean - mean * scale
+            shift = shift if layers[name].bias else jnp.zeros_like(shift)
+            turn = number == turns[name]
+            corrected[name] = Affine(
+                jnp.where(turn, scale, known[name].scale), jnp.where(turn, shift, known[name].shift)
+            )
+        return corrected
+
+    as_is = lambda s: Affine(jnp.ones_like(s.mean), jnp.zeros_like(s.mean))
+    nothing = {name: as_is(statistics) for name, statistics in wanted.items()}
+    found = jax.lax.fori_loop(0, len(nothing), correct, nothing)
+    return nest(_folded(flatten(params), {layers[name]: part for name, part in found.items()}))
+
+
+def _folded(flat: dict[str, jax.Array], corrections: dict[Layer, Affine]) -> dict[str, jax.Array]:
+    """Returns the parameters with corrections in them."""
+    flat = {name: jnp.asarray(leaf) for name, leaf in flat.items()}
+    for layer, (scale, shift) in corrections.items():
+        factor, bias = f"{layer.parameters}/{layer.factor}", f"{layer.parameters}/bias"
+        flat[factor] = flat[factor].at[layer.place].multiply(scale.astype(flat[factor].dtype))
+        if layer.bias:
+            old = flat[bias][layer.place]
+            flat[bias] = flat[bias].at[layer.place].set((old * scale + shift).astype(old.dtype))
+    return flat
 
 
 def layer_statistics(
-    model: FunctionalModel, params: Tree, inputs: jax.Array
+    model: FunctionalModel,
+    params: Tree,
+    inputs: jax.Array,
+    corrections: Mapping[str, Affine] = MappingProxyType({}),
 ) -> dict[str, Statistics]:
-    """Returns the statistics of the outputs of each hidden layer with a kernel and a bias.
+    """Returns the statistics of the outputs of each hidden layer.
 
     Args:
         model: without batch statistics.
         params: its parameters.
         inputs: `[batches, B, ...]`.
+        corrections: of layers' outputs, by their paths. Default: none.
 
     Returns:
-        A layer's path to its statistics, in the order of the computation.
+        A layer's path to its statistics, in the order of the computation; the layers of a stack
+        are numbered.
     """
-    paths: list[str] = []
+    layers, names = _layers(model), []
 
-    def sums(batch: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
-        seen: list[tuple[str, jax.Array]] = []
-        module = model.bind(params, {})
-        for path, layer in _layers(model, module):
-            _replace(module, path, _Recorder(layer, "/".join(map(str, path)), seen))
+    def moments(batch: jax.Array) -> list[tuple[jax.Array, jax.Array]]:
+        seen: dict[str, list[tuple[jax.Array, jax.Array]]] = {}
+        module, _ = _unrolled(model.bind(params, {}))
+        for layer in layers:
+            inner, correction = _get(module, layer.path), corrections.get(layer.name)
+            _replace(module, layer.path, _Recorder(inner, layer, correction, seen))
         module(batch)
-        paths[:] = [name for name, _ in seen]
-        return [_moments(flatten(params)[f"{name}/bias"].ndim, out) for name, out in seen]
+        names[:] = seen  # a layer that is called several times has the moments of all calls
+        return [jax.tree.map(lambda *x: jnp.stack(x), *calls) for calls in seen.values()]
 
-    each = jax.lax.map(sums, inputs)
-    return dict(zip(paths, (_pooled(*moments) for moments in each), strict=True))
+    each = jax.lax.map(moments, inputs)
+    return dict(zip(names, (_pooled(*found) for found in each), strict=True))
 
 
 def reset_statistics(
@@ -146,34 +218,64 @@ def reset_statistics(
 
 
 class _Recorder(nnx.Module):
-    """A layer that keeps what it gives."""
+    """A layer whose outputs are corrected, and their moments kept."""
 
-    def __init__(self, layer: Any, name: str, seen: list[tuple[str, jax.Array]]):
-        self.layer, self.keep = layer, lambda value: seen.append((name, value))
+    def __init__(self, inner: Any, layer: Layer, correction: Affine | None, seen: dict[str, list]):
+        def after(value: jax.Array) -> jax.Array:
+            wide = value.astype(jnp.float32)
+            over = tuple(range(wide.ndim - layer.outputs))
+            if correction is not None:
+                scale, shift = (jnp.expand_dims(part, over) for part in correction)
+                wide = wide * scale + shift
+            seen.setdefault(layer.name, []).append((wide.mean(over), wide.var(over)))
+            return wide.astype(value.dtype)
+
+        self.inner, self.after = inner, after
 
     def __call__(self, *args: Any, **kwargs: Any) -> jax.Array:
-        value = self.layer(*args, **kwargs)
-        self.keep(value)
-        return value
+        return self.after(self.inner(*args, **kwargs))
 
 
-def _layers(model: FunctionalModel, module: nnx.Module) -> list[tuple[tuple, Any]]:
-    """Returns the hidden layers with a kernel and a bias, outside of stacks."""
-    found = []
-    names: Mapping[str, Any] = {
-        "/".join(str(part.key) for part in path): value
-        for path, value in jax.tree_util.tree_flatten_with_path(
+def _unrolled(module: nnx.Module) -> tuple[nnx.Module, list[tuple[Any, ...]]]:
+    """Returns a module whose scanned stacks run their blocks one by one, and where those are."""
+    stacks = [(path, each) for path, each in nnx.iter_modules(module) if isinstance(each, Stack)]
+    for _, stack in stacks:
+        stack.remat = "none"
+    scanned = [(path, stack) for path, stack in stacks if stack.scan]
+    for _, stack in scanned:
+        graph, state = nnx.split(stack.blocks)
+        blocks = [jax.tree.map(lambda leaf, i=i: leaf[i], state) for i in range(stack.depth)]
+        stack.blocks = nnx.List([nnx.merge(graph, block) for block in blocks])
+        stack.scan = False
+    return module, [(*path, "blocks") for path, _ in scanned]
+
+
+def _layers(model: FunctionalModel) -> list[Layer]:
+    """Returns the hidden layers, as they are in an unrolled module."""
+    axes: dict[str, Any] = {
+        path_name(path): names
+        for path, names in jax.tree_util.tree_flatten_with_path(
             model.axes, is_leaf=lambda x: type(x) is tuple
         )[0]
     }
-    for path, layer in nnx.iter_modules(module):
-        kernel = "/".join(map(str, (*path, "kernel")))
-        if getattr(layer, "bias", None) is None or kernel not in names:
-            continue
-        last = names[kernel][-1]
-        stacked = any(isinstance(_get(module, path[:i]), Stack) for i in range(len(path)))
-        if not stacked and last not in (logical.CLASSES, logical.VOCAB):
-            found.append((path, layer))
+    found: list[Layer] = []
+
+    def look(params: Tree) -> None:
+        module, scanned = _unrolled(model.bind(params, {}))
+        for path, _ in nnx.iter_modules(module):
+            inside = next((len(s) for s in scanned if path[: len(s)] == s != path), len(path))
+            place, rest = path[inside : inside + 1], path[inside + 1 :]
+            name = "/".join(map(str, (*path[:inside], *rest)))
+            factor = next((f for f in ("kernel", "scale") if f"{name}/{f}" in axes), None)
+            if factor is None:
+                continue
+            names = axes[f"{name}/{factor}"][len(place) :]
+            inputs = logical.matrix_split(names)[1] if factor == "kernel" else 0
+            if names[-1] not in (logical.CLASSES, logical.VOCAB):
+                bias = f"{name}/bias" in axes
+                found.append(Layer(path, name, place, factor, bias, len(names) - inputs))
+
+    jax.eval_shape(look, model.params)
     return found
 
 
@@ -191,13 +293,6 @@ def _replace(module: Any, path: tuple, new: Any) -> None:
         setattr(parent, last, new)
 
 
-def _moments(outputs: int, value: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Returns mean and variance over all dimensions but the last `outputs`."""
-    over = tuple(range(value.ndim - outputs))
-    value = value.astype(jnp.float32)
-    return value.mean(over), value.var(over)
-
-
 def _pooled(means: jax.Array, variances: jax.Array) -> Statistics:
-    """Returns the statistics of batches of one size taken together."""
-    return Statistics(means.mean(0), jnp.sqrt(variances.mean(0) + means.var(0)))
+    """Returns the statistics of batches of one size `[batches, calls, ...]` taken together."""
+    return Statistics(means.mean((0, 1)), jnp.sqrt(variances.mean((0, 1)) + means.var((0, 1))))

@@ -1,9 +1,11 @@
-"""Fisher merging and RegMean of two small networks in PyTorch, in float64, by its own autograd.
+"""Fisher merging, RegMean and REPAIR of two small networks in PyTorch, in float64.
 
     python tests/references/data_merging.py tests/platform/merging/torch_merging.npz
 
 Run where torch is installed. The formulas are those of the papers, written for torch's [out, in]
-weights; the networks are y = W2 tanh(W1 x + b1) + b2.
+weights; the networks are y = W2 tanh(W1 x + b1) + b2. REPAIR is done as its paper does it: a
+`BatchNorm1d` behind each hidden layer, which takes its statistics from the data, and is then fused
+with the layer by PyTorch; of networks with two hidden layers and relu.
 """
 
 import sys
@@ -31,6 +33,43 @@ def fisher(p: dict, x: torch.Tensor) -> dict:
             for name, slope in zip(p, slopes, strict=True):
                 total[name] += log_p[c].exp().detach() * slope**2
     return {name: value / len(x) for name, value in total.items()}
+
+
+def networks() -> list[torch.nn.Sequential]:
+    """Two networks with two hidden layers, and their mean."""
+    dense, relu = torch.nn.Linear, torch.nn.ReLU()
+    one, other, mean = (
+        torch.nn.Sequential(
+            dense(INPUTS, HIDDEN), relu, dense(HIDDEN, HIDDEN), relu, dense(HIDDEN, CLASSES)
+        ).double()
+        for _ in range(3)
+    )
+    with torch.no_grad():
+        for target, *ends in zip(*(n.parameters() for n in (mean, one, other)), strict=True):
+            target.copy_(sum(ends) / 2)
+    return [one, other, mean]
+
+
+def repaired(one, other, mean, x: torch.Tensor) -> torch.nn.Sequential:
+    """Returns the mean of two networks with the mean of their statistics."""
+    stats = [
+        [(net[: n + 1](x).mean(0), net[: n + 1](x).std(0, correction=0)) for n in (0, 2)]
+        for net in (one, other)
+    ]
+    norms = []
+    for a, b in zip(*stats, strict=True):
+        norm = torch.nn.BatchNorm1d(HIDDEN, eps=1e-12, momentum=1.0).double()
+        with torch.no_grad():
+            norm.bias.copy_((a[0] + b[0]) / 2)
+            norm.weight.copy_((a[1] + b[1]) / 2)
+        norms.append(norm)
+    net = torch.nn.Sequential(mean[0], norms[0], mean[1], mean[2], norms[1], mean[3], mean[4])
+    net.train()(x)
+    for norm in norms:
+        norm.running_var *= (len(x) - 1) / len(x)  # torch keeps the unbiased one
+    net.eval()
+    fuse = torch.nn.utils.fusion.fuse_linear_bn_eval
+    return torch.nn.Sequential(fuse(net[0], norms[0]), net[2], fuse(net[3], norms[1]), *net[5:])
 
 
 def main(path: str) -> None:
@@ -76,6 +115,12 @@ def main(path: str) -> None:
         # In torch's layout: W = (sum_t W_t G_t) (sum_t G_t)^-1.
         products = sum(m[name].detach() @ g for m, g in zip(models, grams, strict=True))
         found[f"regmean/{name}"] = torch.linalg.solve(sum(grams), products, left=False).T.numpy()
+    one, other, mean = networks()
+    fixed = repaired(one, other, mean, torch.cat(data))
+    for name, net in {"one": one, "other": other, "repaired": fixed}.items():
+        for number, layer in enumerate(net[::2]):
+            found[f"{name}/{number}/kernel"] = layer.weight.detach().t().numpy()
+            found[f"{name}/{number}/bias"] = layer.bias.detach().numpy()
     np.savez(path, **found)
 
 

@@ -1,16 +1,23 @@
 """Barriers on the line between two models, and REPAIR: statistics that match those of the ends."""
 
+from pathlib import Path
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 
 from lamina.models.functional import functional
+from lamina.models.layers import Dense, head
+from lamina.models.norms import RMSNorm
 from lamina.models.spec import DataSpec
+from lamina.models.stack import Stack
 from lamina.models.table import MODELS
 from lamina.platform.errors import UserError
 from lamina.platform.merging import barrier, repair, symmetries
 
+REFERENCE = Path(__file__).with_name("torch_merging.npz")
 IMAGES = DataSpec((8, 8, 2), "float32", 5)
 
 
@@ -69,14 +76,16 @@ def test_the_line_is_evaluated_at_each_place_and_exact_at_its_ends():
 
 
 @pytest.mark.parametrize(
-    ("name", "options", "alpha"),
+    ("name", "options", "alpha", "layers"),
     [
-        ("mlp", {"widths": (12, 10)}, 0.25),
-        ("convnet", {"width": 4, "stages": 2, "norm": "none"}, 0.5),
+        ("mlp", {"widths": (12, 10)}, 0.25, 2),
+        ("mlp", {"widths": (8,) * 11}, 0.5, 11),
+        ("convnet", {"width": 4, "stages": 2, "norm": "none"}, 0.5, 2),
+        ("convnet", {"width": 8, "stages": 1, "norm": "group"}, 0.5, 2),
     ],
 )
 def test_units_of_a_repaired_model_have_the_mean_of_the_ends_statistics(
-    name, options, alpha, inputs
+    name, options, alpha, layers, inputs
 ):
     model = build(name, **options)
     one, other = random_like(model.params, 0), random_like(model.params, 1)
@@ -84,13 +93,87 @@ def test_units_of_a_repaired_model_have_the_mean_of_the_ends_statistics(
     fixed = repair.repair(model, one, other, merged, inputs, alpha=alpha)
     stats = jax.jit(lambda tree: repair.layer_statistics(model, tree, inputs))
     a, b, now, before = stats(one), stats(other), stats(fixed), stats(merged)
-    assert len(now) == 2
+    assert len(now) == layers
     for layer in now:
-        for kind in ("mean", "std"):
-            x, y = getattr(a[layer], kind), getattr(b[layer], kind)
-            wanted = (1 - alpha) * x + alpha * y
-            np.testing.assert_allclose(getattr(now[layer], kind), wanted, rtol=2e-3, atol=2e-4)
-        assert (before[layer].std < 0.95 * now[layer].std).mean() > 0.5  # averaging took variance
+        wanted = jax.tree.map(lambda x, y: (1 - alpha) * x + alpha * y, a[layer], b[layer])
+        np.testing.assert_allclose(now[layer].std, wanted.std, rtol=2e-3, atol=2e-4)
+        assert (before[layer].std < 0.95 * now[layer].std).mean() >= 0.5  # averaging took variance
+        if not layer.startswith("convolutions") or options["norm"] == "none":  # has a bias
+            np.testing.assert_allclose(now[layer].mean, wanted.mean, rtol=2e-3, atol=2e-4)
+
+
+class Block(nnx.Module):
+    def __init__(self, rngs):
+        self.norm = RMSNorm(rngs, 6, jnp.float32)
+        self.up = Dense(rngs, (6,), (2, 4), ("embed", "heads", "head_dim"), jnp.float32)
+        self.down = Dense(
+            rngs, (2, 4), (6,), ("heads", "head_dim", "embed"), jnp.float32, bias=False
+        )
+
+    def __call__(self, x, rngs):
+        return x + self.down(jnp.tanh(self.up(self.norm(x))))
+
+
+class Deep(nnx.Module):
+    """Two blocks, one after the other or under a scan."""
+
+    def __init__(self, rngs, scan):
+        self.layers = Stack(rngs, Block, 2, scan=scan, remat="full")
+        self.head = head(rngs, 6, 5, jnp.float32)
+
+    def __call__(self, x):
+        return self.head(self.layers(x))
+
+
+def test_layers_of_a_stack_are_repaired_as_layers_of_their_own():
+    models = {scan: functional(lambda rngs, s=scan: Deep(rngs, s)) for scan in (True, False)}
+    one, other = (random_like(models[True].params, seed) for seed in (0, 1))
+    block = lambda tree, i: jax.tree.map(lambda leaf: leaf[i], tree["layers"]["blocks"])
+    apart = lambda tree: tree | {"layers": {"blocks": {str(i): block(tree, i) for i in range(2)}}}
+    inputs = jax.random.normal(jax.random.key(0), (3, 16, 6))
+
+    order = []
+
+    def fix(scan, *ends):
+        return repair.repair(models[scan], *ends, barrier.interpolate(*ends, 0.5), inputs)
+
+    @jax.jit  # one compilation
+    def all_of_it(one, other):
+        stacked, single = fix(True, one, other), fix(False, apart(one), apart(other))
+        measure = lambda tree: repair.layer_statistics(models[True], tree, inputs)
+        stats = [measure(tree) for tree in (one, other, stacked)]
+        order.extend(stats[0])
+        return stacked, single, stats
+
+    stacked, single, stats = all_of_it(one, other)
+    assert order == [
+        f"layers/blocks/{i}/{name}" for i in range(2) for name in ("norm", "up", "down")
+    ]
+    assert jax.tree.structure(stacked) == jax.tree.structure(one)
+    for a, b in zip(jax.tree.leaves(apart(stacked)), jax.tree.leaves(single), strict=True):
+        np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-6)
+    for layer, now in stats[2].items():
+        wanted = jax.tree.map(lambda x, y: (x + y) / 2, *(s[layer] for s in stats[:2]))
+        np.testing.assert_allclose(now.std, wanted.std, rtol=1e-3, atol=1e-4)
+        if layer.endswith("up"):  # those without a bias have nowhere to put the mean
+            np.testing.assert_allclose(now.mean, wanted.mean, rtol=1e-3, atol=1e-4)
+
+
+def test_it_is_a_batch_norm_that_is_put_in_and_fused_as_torch_does_it():
+    with np.load(REFERENCE) as file:
+        flat = {name: np.float32(file[name]) for name in file.files if name != "torch"}
+    model = functional(
+        lambda rngs: MODELS["mlp"](rngs, DataSpec((5,), "float32", 4), jnp.float32, widths=(7, 7))
+    )
+    parts = lambda name, n: {k: flat[f"{name}/{n}/{k}"] for k in ("kernel", "bias")}
+    net = lambda name: {"layers": {str(n): parts(name, n) for n in (0, 1)}, "head": parts(name, 2)}
+    one, other, expected = net("one"), net("other"), net("repaired")
+    inputs = np.stack([flat["inputs0"], flat["inputs1"]])
+    merged = barrier.interpolate(one, other, 0.5)
+    fixed = repair.repair(model, one, other, merged, jnp.asarray(inputs))
+    jax.tree.map(
+        lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5), fixed, expected
+    )
 
 
 def test_a_model_merged_with_itself_stays(inputs):
@@ -131,7 +214,16 @@ def test_a_merged_model_with_batch_norm_has_its_statistics_reset(inputs):
 
 
 def test_a_model_that_cannot_be_repaired_says_so(inputs):
-    model = build("convnet", width=8, stages=1, norm="group")
+    spec = DataSpec((8, 8, 2), "float32", 5)
+
+    class Head(nnx.Module):
+        def __init__(self, rngs):
+            self.head = head(rngs, 128, spec.outputs, jnp.float32)
+
+        def __call__(self, x):
+            return self.head(x.reshape(len(x), -1))
+
+    model = functional(Head)
     one = random_like(model.params, 0)
-    with pytest.raises(UserError, match="no batch norm, and no layer with a bias"):
+    with pytest.raises(UserError, match="no batch norm, and no hidden layer"):
         repair.repair(model, one, one, one, inputs)
