@@ -8,19 +8,26 @@ from pathlib import Path
 import pytest
 
 FLAGS = ("--xla_force_host_platform_device_count=8",)
+QUICK = ("--xla_backend_optimization_level=0", "--xla_llvm_disable_expensive_passes=true")
+"""Of runs without the slow tests, whose time is mostly LLVM's; slow tests compile as users do."""
 STRICT = ("sharding", "platform/data", "platform/checkpoints", "platform/merging")
 """Folders whose tests run without implicit promotion of dtypes: optax and Flax's norms need it."""
 
 
-def _set_environment() -> None:
-    """Sets what must stand before the first import of jax; subprocesses inherit it."""
+def _add_flags(*added: str) -> None:
+    """Adds flags of XLA to those of the environment, which go before them."""
     flags = os.environ.get("XLA_FLAGS", "").split()
     names = {flag.split("=")[0] for flag in flags}
-    flags += [flag for flag in FLAGS if flag.split("=")[0] not in names]
+    flags += [flag for flag in added if flag.split("=")[0] not in names]
+    os.environ["XLA_FLAGS"] = " ".join(flags)
+
+
+def _set_environment() -> None:
+    """Sets what must stand before the first import of jax; subprocesses inherit it."""
+    _add_flags(*FLAGS)
     cache = Path(tempfile.gettempdir()) / f"lamina-test-compilations-{os.getuid()}"
     os.environ.update(
         JAX_PLATFORMS="cpu",
-        XLA_FLAGS=" ".join(flags),
         JAX_COMPILATION_CACHE_DIR=os.environ.get("JAX_COMPILATION_CACHE_DIR", str(cache)),
         JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS="0.3",
         JAX_NUMPY_RANK_PROMOTION="raise",
@@ -29,6 +36,11 @@ def _set_environment() -> None:
 
 
 _set_environment()
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    if config.option.markexpr == "not slow":
+        _add_flags(*QUICK)
 
 
 @pytest.fixture(autouse=True)
