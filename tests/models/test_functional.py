@@ -31,7 +31,7 @@ X = jnp.arange(12.0).reshape(3, 4)
 @pytest.fixture(scope="module")
 def plain():
     model = functional(Plain)
-    return model, *model.init(jax.random.key(0))
+    return model, *jax.jit(model.init)(jax.random.key(0))
 
 
 def keys_of(tree):
@@ -115,7 +115,7 @@ def test_init_under_vmap_equals_single_inits(plain):
 
 def test_apply_under_vmap_and_grad(plain):
     model, _, _ = plain
-    params, state = jax.vmap(model.init)(jax.random.split(jax.random.key(3), 2))
+    params, state = jax.jit(jax.vmap(model.init))(jax.random.split(jax.random.key(3), 2))
 
     def loss(p, s, k):
         output, s = model.apply(p, s, X, train=True, key=k)

@@ -18,7 +18,7 @@ PATHS = ("query/kernel", "output/kernel")
 def model():
     make = lambda rngs: transformer(rngs, SPEC, jnp.float32, depth=2, embed=8, heads=2)
     model = functional(make)
-    return model, model.init(jax.random.key(0))[0]
+    return model, jax.jit(model.init)(jax.random.key(0))[0]
 
 
 def adapters_of(model, params, **options):

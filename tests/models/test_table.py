@@ -45,7 +45,7 @@ def abstract(case, dtype=jnp.float32):
 @functools.cache
 def build(case):
     model = abstract(case)
-    return model, *model.init(jax.random.key(0))
+    return model, *jax.jit(model.init)(jax.random.key(0))
 
 
 def inputs_of(case):
@@ -103,7 +103,7 @@ def test_logits_and_parameters_are_float32_whatever_the_compute_dtype(case, dtyp
 @pytest.mark.parametrize("case", ["mlp", "transformer"])
 def test_seeds_under_vmap_equal_single_inits(case):
     model, params, state = build(case)
-    many = jax.vmap(model.init)(jnp.stack([jax.random.key(0), jax.random.key(1)]))
+    many = jax.jit(jax.vmap(model.init))(jnp.stack([jax.random.key(0), jax.random.key(1)]))
     jax.tree.map(
         lambda m, one: np.testing.assert_allclose(m[0], one, rtol=1e-6, atol=1e-7),
         many,

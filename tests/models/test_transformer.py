@@ -22,14 +22,19 @@ TOKENS = jax.random.randint(jax.random.key(5), (2, T), 0, V)
 @functools.cache
 def build(dtype=jnp.float32, **options):
     model = functional(lambda rngs: transformer(rngs, SPEC, dtype, **{**TINY, **options}))
-    return model, model.init(jax.random.key(0))[0]
+    return model, jax.jit(model.init)(jax.random.key(0))[0]
+
+
+@functools.cache
+def forward(dtype=jnp.float32, **options):
+    model, _ = build(dtype, **options)
+    return jax.jit(lambda p, x, c: model.apply(p, {}, x, train=False, **c)[0].logits)
 
 
 def logits(tokens=TOKENS, params=None, dtype=jnp.float32, **options):
     call = {k: options.pop(k) for k in ("segments", "positions") if k in options}
-    model, own = build(dtype, **options)
-    run = jax.jit(lambda p, x, c: model.apply(p, {}, x, train=False, **c)[0].logits)
-    return run(own if params is None else params, tokens, call)
+    own = build(dtype, **options)[1] if params is None else params
+    return forward(dtype, **options)(own, tokens, call)
 
 
 def reference(params, tokens):

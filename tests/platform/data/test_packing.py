@@ -37,6 +37,7 @@ def test_the_packed_loss_is_the_unpacked_loss():
     model = transformer(nnx.Rngs(0), spec, jnp.float32, depth=2, embed=16, heads=2)
     model.eval()
 
+    @jax.jit
     def losses(batch):
         logits = model(
             batch["inputs"], segments=batch["segments"], positions=batch["positions"]
