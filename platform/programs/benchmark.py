@@ -249,21 +249,28 @@ def scores(prepared: Prepared, cell: Cell, workdir: str) -> Mapping[str, Any]:
     Where the benchmark has the learner `cumulative`, intransigence is against that model, which was
     trained on all data so far, seed by seed.
     """
-    found, own = _read(os.path.join(workdir, cell.place))
+    found = _result(os.path.join(workdir, cell.place))
     if "cumulative" not in prepared.config.benchmark.learners:
         return found["final"]
-    _, upper = _read(os.path.join(workdir, cell._replace(learner="cumulative").place))
+    own, upper = (
+        _accuracies(os.path.join(workdir, each.place))
+        for each in (cell, cell._replace(learner="cumulative"))
+    )
     reference = upper.diagonal(axis1=-2, axis2=-1)
     values = metrics.intransigence(own, reference=reference).tolist()
     return {**found["final"], "intransigence": records.summary(values)._asdict()}
 
 
-def _read(workdir: str) -> tuple[Mapping[str, Any], metrics.Array]:
-    """Returns the result of a cell, and its accuracies [seed, experience, task]."""
+def _result(workdir: str) -> Mapping[str, Any]:
     found = folder.read_result(workdir)
     assert found is not None
+    return found
+
+
+def _accuracies(workdir: str) -> metrics.Array:
+    """Returns the accuracies of a finished cell, [seed, experience, task]."""
     with (storage.as_path(workdir) / results.ACCURACY).open("rb") as file:
-        return found, metrics.after_experiences(np.load(file), found["accuracy"]["ends"])
+        return metrics.after_experiences(np.load(file), _result(workdir)["accuracy"]["ends"])
 
 
 def line(row: Mapping[str, Any]) -> str:

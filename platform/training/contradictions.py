@@ -8,6 +8,20 @@ from ml_collections import FrozenConfigDict
 
 def find(c: FrozenConfigDict) -> Iterator[str]:
     """Yields what is wrong between keys whose types are right."""
+    yield from _extent(c)
+    if c.steps_per_call < 1:
+        yield f"steps_per_call = {c.steps_per_call} should be at least 1"
+        return
+    yield from _cadences(c)
+    yield from _batches(c)
+    yield from averages(c)
+    yield from _numbers(c)
+    yield from _selection(c)
+    yield from _names(c)
+
+
+def _extent(c: FrozenConfigDict) -> Iterator[str]:
+    """Yields what is wrong with the steps and the seeds."""
     if bool(c.steps) == bool(c.epochs):
         yield f"give either steps or epochs (steps = {c.steps}, epochs = {c.epochs})"
     if c.steps < 0 or c.epochs < 0:
@@ -18,9 +32,12 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         yield f"seeds = {c.seeds} holds a value twice"
     if any(not 0 <= s < 2**32 for s in c.seeds):
         yield f"seeds = {c.seeds}: values lie between 0 and 2**32 - 1"
-    if c.steps_per_call < 1:
-        yield f"steps_per_call = {c.steps_per_call} should be at least 1"
-        return
+
+
+def _cadences(c: FrozenConfigDict) -> Iterator[str]:
+    """Yields what would be due between two dispatches."""
+    if c.log_every < 1:
+        yield f"log_every = {c.log_every} should be at least 1"
     cadences = {
         "log_every": c.log_every,
         "evaluation.every": c.evaluation.every,
@@ -30,8 +47,6 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         for name, evaluator in c.evaluators.items()
         if isinstance(evaluator, Mapping | FrozenConfigDict)
     }
-    if c.log_every < 1:
-        yield f"log_every = {c.log_every} should be at least 1"
     for key, value in cadences.items():
         if not isinstance(value, int) or value < 0:
             yield f"{key} = {value!r} should be a number of steps, or 0"
@@ -41,6 +56,9 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
                 f"{key} = {value} is no multiple of steps_per_call = {c.steps_per_call}: what is "
                 f"due between dispatches only can't happen there; use {lower} or another multiple"
             )
+
+
+def _batches(c: FrozenConfigDict) -> Iterator[str]:
     if c.data.batch_size < 1:
         yield f"data.batch_size = {c.data.batch_size} should be at least 1"
     elif c.accumulation < 1 or c.data.batch_size % c.accumulation:
@@ -49,7 +67,12 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         )
     if not 0 <= c.data.balance_length < math.inf:
         yield f"data.balance_length = {c.data.balance_length} should be 0 or more"
-    yield from averages(c)
+    if c.evaluation.batch_size < 0:
+        yield f"evaluation.batch_size = {c.evaluation.batch_size} should not be negative"
+
+
+def _numbers(c: FrozenConfigDict) -> Iterator[str]:
+    """Yields single numbers that lie outside their range."""
     if not 0 <= c.optimizer.learning_rate < math.inf:
         yield f"optimizer.learning_rate = {c.optimizer.learning_rate} should be 0 or more"
     if c.clip_norm < 0:
@@ -58,16 +81,18 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         yield f"checkpoint.keep = {c.checkpoint.keep} should be at least 1"
     if c.debug.check_nans and c.steps_per_call != 1:
         yield "debug.check_nans needs steps_per_call = 1: it can't look into a loop"
-    for name in c.evaluators:
-        if name in ("train", "validation", "test", "record", "checkpoint"):
-            yield f"evaluators.{name}: {name!r} is taken, choose another name"
     if c.early_stopping.patience < 1:
         yield f"early_stopping.patience = {c.early_stopping.patience} should be at least 1"
+
+
+def _selection(c: FrozenConfigDict) -> Iterator[str]:
+    """Yields what keeps a metric from choosing a checkpoint or the end of a run."""
     for key, metric in (
         ("early_stopping.metric", c.early_stopping.metric),
         ("checkpoint.best", c.checkpoint.best),
     ):
-        every = _evaluated_every(c, metric.partition("/")[0])
+        split = metric.partition("/")[0]
+        every = _evaluated_every(c, split)
         if metric and not every:
             yield f"{key} = {metric!r} is measured at the end only: set evaluation.every"
         elif key == "checkpoint.best" and metric and c.checkpoint.every % every:
@@ -75,6 +100,15 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
                 f"checkpoint.every = {c.checkpoint.every} is no multiple of {every}, the steps "
                 f"between evaluations: checkpoints would be saved where {metric} isn't known"
             )
+        if metric.startswith("test/"):
+            yield f"{key} = {metric!r}: the test split isn't for selection, use validation/..."
+
+
+def _names(c: FrozenConfigDict) -> Iterator[str]:
+    """Yields names of evaluators, of loaded parameters and of mesh axes that can't be."""
+    for name in c.evaluators:
+        if name in ("train", "validation", "test", "record", "checkpoint"):
+            yield f"evaluators.{name}: {name!r} is taken, choose another name"
     rules = c.init_from_rules
     if not c.init_from and (rules.include or rules.exclude or rules.rename):
         yield "init_from_rules.include, exclude and rename need init_from"
@@ -85,14 +119,6 @@ def find(c: FrozenConfigDict) -> Iterator[str]:
         each = names if isinstance(names, tuple) else (names,)
         if not all(isinstance(name, str) for name in each):
             yield f"sharding.{key}: {names!r} should be a mesh axis, a tuple of them, or ''"
-    if c.evaluation.batch_size < 0:
-        yield f"evaluation.batch_size = {c.evaluation.batch_size} should not be negative"
-    for key, metric in (
-        ("early_stopping.metric", c.early_stopping.metric),
-        ("checkpoint.best", c.checkpoint.best),
-    ):
-        if metric.startswith("test/"):
-            yield f"{key} = {metric!r}: the test split isn't for selection, use validation/..."
 
 
 def averages(c: FrozenConfigDict) -> Iterator[str]:

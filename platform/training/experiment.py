@@ -38,6 +38,7 @@ from lamina.platform.training import (
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.tasks import TASKS, Task
 from lamina.sharding import mesh as meshes
+from lamina.sharding import rules as partition_rules
 
 SCHEMA = configs.Schema(
     settings=settings.Settings,
@@ -216,85 +217,95 @@ def _assemble(
     members: Members | None,
 ) -> Experiment:
     mesh = meshes.create(devices, **c.mesh)
-    method = configs.build(
-        c.islands, SCHEMA.kinds["islands"], "islands", trust, islands.whole(mesh)
-    )
+    kind = SCHEMA.kinds["islands"]
+    method = configs.build(c.islands, kind, "islands", trust, islands.whole(mesh))
     splitting.check_batch(c, mesh, method)
     if c.data.balance_length:
         dataset = _balanced(c, dataset, meshes.batch_parallelism(mesh))
-    spec = dataset.spec
-    model, task, trained = build_model(c, trust, spec)
     train = dataset.splits["train"]
+    model, task, trained = build_model(c, trust, dataset.spec)
     batch = stream.batch if stream else example_batch(train, c.data.batch_size)
     rules = layout.rules(c.sharding, model, task, batch, mesh)
     steps = stream.steps if stream else 0
     steps = steps or c.steps or math.ceil(c.epochs * len(train) / c.data.batch_size)
-    axes = optimizing.trained_axes(model, trained)
     rate = optimizing.learning_rate(c, trust, steps)
-    optimizer = optimizing.optimizer(c, trust, rate, axes)
+    platform = mesh.devices.flat[0].platform
+    activations = splitting.activations(rules, mesh, method)
+    ends = stream.ends if stream else (steps,)
     recipe = step.Recipe(
         model=model,
         task=task,
-        optimizer=optimizer,
+        optimizer=optimizing.optimizer(c, trust, rate, optimizing.trained_axes(model, trained)),
         learning_rate=rate.recorded,
-        augment=_augment(c.data, trust, spec),
+        augment=_augment(c.data, trust, dataset.spec),
         parameters=trained,
-        optimizer_eval_params=lambda state, params: weights.eval_params(
-            c.optimizer.name, state, params
-        ),
+        optimizer_eval_params=functools.partial(weights.eval_params, c.optimizer.name),
         accumulation=c.accumulation,
         averaging=optimizing.averaging(c),
         scale_loss=c.precision == "float16",
         log_every=c.log_every,
-        placement=placement.Placement(
-            mesh.devices.flat[0].platform, mesh, splitting.activations(rules, mesh, method)
-        ),
+        placement=placement.Placement(platform, mesh, activations),
         learner=stream.learner if stream else learners.PLAIN,
         space=stream.space if stream else None,
-        islands=islands.Islands(method, stream.ends if stream else (steps,), mesh)
-        if method
-        else None,
+        islands=islands.Islands(method, ends, mesh) if method else None,
     )
-
-    def rebuild(hyper: Mapping[str, Any]) -> step.Recipe:
-        own = _with_values(c, hyper)
-        rate = optimizing.learning_rate(own, trust, steps)
-        changed = recipe._replace(
-            learning_rate=rate.recorded, optimizer=optimizing.optimizer(own, trust, rate, axes)
-        )
-        if any(key.startswith("task.") for key in hyper):
-            kind = SCHEMA.kinds["task"]
-            changed = changed._replace(task=configs.build(own.task, kind, "task", trust, spec))
-        return changed._replace(averaging=optimizing.averaging(own))
-
-    plan = members.seeds if members else None
-    if members is not None:
+    plan, hyper = members or Members(None, {})
+    if members:
+        rebuild = functools.partial(_rebuilt, c, trust, dataset.spec, steps, recipe)
         recipe = recipe._replace(rebuild=rebuild)
     if plan is None:
         per_seed = stream.per_seed if stream else c.data.order == "per_seed"
-        platform = mesh.devices.flat[0].platform
         plan = seeds.plan(len(c.seeds), platform, mesh.shape["seed"], per_seed)
-    hyper = members.hyper if members else {}
     one = jax.eval_shape(
         lambda hyper: step.init(recipe, batch, jnp.zeros((), jnp.uint32), {}, {}, hyper), hyper
     )
     splitting.check_islands(c, method, one)
+    state = _laid_out(one, recipe, rules, mesh, plan.number)
+    return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
+
+
+def _rebuilt(
+    c: FrozenConfigDict,
+    trust: Sequence[str],
+    spec: DataSpec,
+    steps: int,
+    recipe: step.Recipe,
+    hyper: Mapping[str, Any],
+) -> step.Recipe:
+    """Returns the recipe with (traced) values for some of the config's dotted keys."""
+    own = _with_values(c, hyper)
+    rate = optimizing.learning_rate(own, trust, steps)
+    axes = optimizing.trained_axes(recipe.model, recipe.parameters)
+    changed = recipe._replace(
+        learning_rate=rate.recorded,
+        optimizer=optimizing.optimizer(own, trust, rate, axes),
+        averaging=optimizing.averaging(own),
+    )
+    if not any(key.startswith("task.") for key in hyper):
+        return changed
+    task = configs.build(own.task, SCHEMA.kinds["task"], "task", trust, spec)
+    return changed._replace(task=task)
+
+
+def _laid_out(
+    one: TrainState, recipe: step.Recipe, rules: partition_rules.Rules, mesh: Mesh, number: int
+) -> TrainState:
+    """Returns the abstract state of a number of seeds, with its shardings, from that of one."""
     shardings = layout.state_shardings(
         one,
-        trained.axes(one.params),
-        model.axes,
+        recipe.parameters.axes(one.params),
+        recipe.model.axes,
         recipe.optimizer,
         rules,
         mesh,
-        plan.number > 1,
+        number > 1,
         recipe.islands,
     )
-    if plan.number > 1:
+    if number > 1:
         one = jax.tree.map(
-            lambda leaf: jax.ShapeDtypeStruct((plan.number, *leaf.shape), leaf.dtype), one
+            lambda leaf: jax.ShapeDtypeStruct((number, *leaf.shape), leaf.dtype), one
         )
-    state = layout.abstract(one, shardings)
-    return Experiment(c, trust, mesh, plan, dataset, steps, recipe, batch, state)
+    return layout.abstract(one, shardings)
 
 
 def build_model(
