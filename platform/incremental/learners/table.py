@@ -31,14 +31,25 @@ def chained(*, links: tuple[str, ...], options: Mapping[str, Any] = configs.thaw
         options: name to that learner's keys.
 
     Raises:
-        UserError: a name is unknown or stands twice, or the options of one that isn't there.
+        UserError: there are no links, a name is unknown or stands twice, or there are options of
+            one that isn't there.
     """
+    if not links:
+        raise UserError("learner.links is empty: name the learners of the chain")
     if len(set(links)) < len(links):
         raise UserError(f"learner.links = {links}: a name stands twice")
     for name in options:
         if name not in links:
             raise UserError(f"learner.options.{name}: {name!r} is none of {links}")
-    return chain(**{name: create(name, **dict(options.get(name, {}))) for name in links})
+    return chain(**{name: _link(name, options.get(name, {})) for name in links})
+
+
+def _link(name: str, options: Mapping[str, Any]) -> Learner:
+    """Returns one learner of a chain; what is wrong with it is said with its name."""
+    try:
+        return create(name, **dict(options))
+    except UserError as error:
+        raise UserError(f"learner.links, {name!r}: {error}") from error
 
 
 LEARNERS: Mapping[str, Callable[..., Learner]] = {

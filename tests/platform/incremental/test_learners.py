@@ -240,6 +240,9 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
         ("ema_merge", {"decay": 1.5}, "learner.decay = 1.5"),
         ("icarl", {"replay": -1}, "learner.replay = -1"),
         ("chain", {"links": ("er", "er")}, "a name stands twice"),
+        ("chain", {"links": ()}, "learner.links is empty"),
+        ("chain", {"links": ("er", "nope")}, "learner.links, 'nope': .*is unknown"),
+        ("chain", {"links": ("ewc",), "options": {"ewc": {"mode": 1}}}, "links, 'ewc': .*mode = 1"),
         ("chain", {"links": ("ewc", "icarl")}, "name 'icarl' first in learner.links"),
     ],
 )
