@@ -21,6 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform import merging
+from lamina.platform.checkpoints import names
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
 from lamina.platform.merging.mergers import Merger
@@ -75,8 +76,8 @@ def prepare(
     """Builds the parts of every stage, so that what is wrong with one shows before the first.
 
     Raises:
-        UserError: a stage's config doesn't fit its data or the devices, a run isn't there, or the
-            metric isn't measured.
+        UserError: a stage's config doesn't fit its data or the devices, a run isn't there, the
+            models of two stages can't be merged, or the metric isn't measured.
     """
     del fresh
     if jax.process_count() > 1:
@@ -100,6 +101,9 @@ def prepare(
             raise UserError(f"merge.tasks.{name}: {error}") from error
     first = next(iter(tasks.values()))
     parts = experiment.assemble(pretraining, trust, devices, dataset) if pretraining else first
+    bodies = {name: body_of(task, config) for name, task in tasks.items()}
+    bodies |= {"the base": body_of(parts, config)} if pretraining else {}
+    models.check_fit(bodies)
     metric, mode = first.recipe.task.select
     if config.merge.metric:
         metric = config.merge.metric
@@ -112,6 +116,18 @@ def prepare(
                 + ", ".join(measured)
             )
     return Prepared(parts, config, pretraining, finetunings, tasks, metric, mode, trust, devices)
+
+
+def body_of(parts: Experiment, config: FrozenConfigDict) -> models.Weights:
+    """Returns what of a stage's parameters is merged and what isn't, as shapes.
+
+    Raises:
+        UserError: nothing is left to merge.
+    """
+    found = models.split(names.flatten(parts.recipe.model.params), config.merge.own)
+    if not found.body:
+        raise UserError(f"merge.own = {config.merge.own} leaves no parameter to merge")
+    return found
 
 
 def forbidden_changes(old: Mapping, new: Mapping) -> dict[str, tuple[Any, Any]]:
@@ -142,6 +158,8 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
             f"rounds 2 to {m.rounds}: every task and seed again, from the round before merged by "
             f"{m.between['name']} ({rounds.FOLDER}/ROUND/TASK_seedSEED/)"
         )
+    own = ", ".join(sorted(body_of(prepared.parts, config).own))
+    lines.append(f"each task keeps its own: {own or 'nothing, all parameters are merged'}")
     for name, block in m.methods.items():
         points = settings.points(block)
         needs = settings.bind(points[0]).needs

@@ -209,6 +209,7 @@ def test_check_says_what_a_merge_will_do(tmp_path, capsys):
     for line in (
         "base: 10 steps of its own (pretrain/)",
         "task turned: 10 steps, 2 seeds (tasks/turned/)",
+        "each task keeps its own: head/bias, head/kernel",
         "method arithmetic: task_arithmetic, 3 points x 2 seeds",
         "method regmean: regmean, 1 point x 2 seeds; Gram matrices of 32 training examples a task",
         "chosen by the maximum of validation/accuracy, over tasks",
@@ -253,6 +254,8 @@ def test_mistakes_are_told_before_anything_runs(changes, message):
         ({"metric": "f1"}, "merge.metric = 'f1' isn't measured"),
         ({"tasks": {"a": {"run": "/nowhere"}, "b": {}}}, "merge.tasks.a.*no run folder"),
         ({"tasks": {"a": {"data": digits(classes=(1, 77))}, "b": {}}}, "merge.tasks.a.*77"),
+        ({"tasks": {"a": {"model": {"widths": (16, 8)}}, "b": {}}}, "'layers/1/bias' is .8,. in a"),
+        ({"own": (".*",)}, "merge.own = .* leaves no parameter to merge"),
     ],
 )
 def test_what_a_stage_refuses_is_told_with_its_name(changes, message):
