@@ -7,7 +7,7 @@ computed, in which order and with which keys, is what `sequence.advance` compute
 
 from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -52,6 +52,74 @@ class Batches:
         return batch | marks | {"number": self._rows[step] // count}
 
 
+class Programs(NamedTuple):
+    """The parts of the stream's program that are compiled; the host calls them in its order.
+
+    Attributes:
+        learn: (state, history, window of batches, first step, steps) -> state, history.
+        begin: (state, number of the experience, its classes) -> state.
+        end: state -> state.
+        sweep_start: state -> carry of the learner's sweep over the experience.
+        sweep_add: (carry, state, batch, step) -> carry.
+        sweep_done: (state, carry) -> state, priorities of the rows for the memory (or None).
+        sweep_give: (state, batch, place, priorities) -> state whose memory took the batch's rows.
+        answer: (right answers by task, state, test batch) -> right answers.
+        put: (state, right answers, place) -> state that holds them.
+    """
+
+    learn: Callable[..., tuple[TrainState, jax.Array]]
+    begin: Callable[..., TrainState]
+    end: Callable[[TrainState], TrainState]
+    sweep_start: Callable[[TrainState], Any]
+    sweep_add: Callable[..., Any]
+    sweep_done: Callable[..., tuple[TrainState, Any]]
+    sweep_give: Callable[..., TrainState]
+    answer: Callable[..., jax.Array]
+    put: Callable[..., TrainState]
+
+
+def jitted(plan: Plan, shardings: TrainState, tables: Tables) -> Programs:
+    """Returns the programs, which are compiled when they are first called."""
+    recipe = plan.recipe
+    same: dict[str, Any] = {"out_shardings": shardings, "donate_argnums": 0}
+
+    def ready(batch: Any) -> dict[str, jax.Array]:
+        batch = dict(batch)
+        number = batch.pop("number")
+        if tables.transform:
+            batch["inputs"] = transforms.apply(tables.transform, batch["inputs"], number)
+        return plan.constrain(batch)
+
+    def learn(state: TrainState, history: Any, window: Any, first: Any, count: Any) -> Any:
+        def body(k: jax.Array, carry: Any) -> Any:
+            state, history = carry
+            batch = ready(jax.tree.map(lambda a: a[k], window))
+            return sequence.one_step(plan, state, history, batch, first + k)
+
+        return jax.lax.fori_loop(0, count, body, (state, history))
+
+    def add(carry: Any, state: TrainState, batch: Any, step: Any) -> Any:
+        return sequence.swept(recipe, carry, state, ready(batch), step)
+
+    def give(state: TrainState, batch: Any, place: Any, priority: Any) -> TrainState:
+        return sequence.given(recipe, state, ready(batch), place, priority)
+
+    def answer(right: jax.Array, state: TrainState, batch: Any) -> jax.Array:
+        return right + sequence.right_answers(plan, state, ready(batch), tables.test_classes)
+
+    return Programs(
+        learn=jax.jit(learn, donate_argnums=(0, 1), out_shardings=(shardings, None)),
+        begin=jax.jit(partial(sequence.begin, recipe), **same),
+        end=jax.jit(partial(sequence.end, recipe), **same),
+        sweep_start=jax.jit(partial(sequence.sweep_start, recipe)),
+        sweep_add=jax.jit(add, donate_argnums=0),
+        sweep_done=jax.jit(lambda state, carry: sequence.sweep_done(recipe, carry, state)),
+        sweep_give=jax.jit(give, **same),
+        answer=jax.jit(answer, donate_argnums=0),
+        put=jax.jit(sequence.with_right, **same),
+    )
+
+
 def open_advance(
     plan: Plan,
     shardings: TrainState,
@@ -77,64 +145,25 @@ def open_advance(
     marks |= {name: getattr(host, name) for name in learners.MARKS}
     reading = Reader(Batches(train, host.rows, marks), workers, PREFETCH)
     testing = Reader(Batches(test, host.test_rows, {"task": host.test_task}), workers, 2)
-    learner = plan.recipe.learner
-    same: dict[str, Any] = {"out_shardings": shardings, "donate_argnums": 0}
-    donated: dict[str, Any] = {"donate_argnums": 0}
-
-    def ready(batch: Any) -> dict[str, jax.Array]:
-        batch = dict(batch)
-        number = batch.pop("number")
-        if tables.transform:
-            batch["inputs"] = transforms.apply(tables.transform, batch["inputs"], number)
-        return plan.constrain(batch)
-
-    def steps(state: TrainState, history: Any, window: Any, first: Any, count: Any) -> Any:
-        def body(k: jax.Array, carry: Any) -> Any:
-            state, history = carry
-            batch = ready(jax.tree.map(lambda a: a[k], window))
-            return sequence.one_step(plan, state, history, batch, first + k)
-
-        return jax.lax.fori_loop(0, count, body, (state, history))
-
-    learn = jax.jit(steps, donate_argnums=(0, 1), out_shardings=(shardings, None))
-    begin = jax.jit(partial(sequence.begin, plan.recipe), **same)
-    end = jax.jit(partial(sequence.end, plan.recipe), **same)
-    start = jax.jit(partial(sequence.sweep_start, plan.recipe))
-    add = jax.jit(
-        lambda carry, state, batch, i: sequence.swept(plan.recipe, carry, state, ready(batch), i),
-        **donated,
-    )
-    done = jax.jit(lambda state, carry: sequence.sweep_done(plan.recipe, carry, state))
-    give = jax.jit(
-        lambda state, batch, k, rank: sequence.given(plan.recipe, state, ready(batch), k, rank),
-        **same,
-    )
-    count = jax.jit(
-        lambda right, state, batch: (
-            right + sequence.right_answers(plan, state, ready(batch), tables.test_classes)
-        ),
-        **donated,
-    )
-    put = jax.jit(sequence.with_right, **same)
+    run, sweep = jitted(plan, shardings, tables), plan.recipe.learner.sweep
 
     def evaluated(state: TrainState, place: int) -> TrainState:
         right = jnp.zeros(state.learner["right"].shape[-1], jnp.int32)
         for k in range(len(host.test_rows)):
-            right = count(right, state, one(testing, k))
-        return put(state, right, np.int32(place))
+            right = run.answer(right, state, one(testing, k))
+        return run.put(state, right, np.int32(place))
 
     def closed(state: TrainState, sweep_steps: np.ndarray) -> TrainState:
-        sweep = learner.sweep
         if sweep is not None:
             low, high = int(sweep_steps[0]), int(sweep_steps[1])
             high = min(high, low + sweep.batches) if sweep.batches else high
-            carry = start(state)
+            carry = run.sweep_start(state)
             for i in range(low, high):
-                carry = add(carry, state, one(reading, i), np.int32(i))
-            state, priority = done(state, carry)
+                carry = run.sweep_add(carry, state, one(reading, i), np.int32(i))
+            state, priority = run.sweep_done(state, carry)
             for i in range(low, high) if priority is not None else ():
-                state = give(state, one(reading, i), np.int32(i - low), priority)
-        return end(state)
+                state = run.sweep_give(state, one(reading, i), np.int32(i - low), priority)
+        return run.end(state)
 
     def advance(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
         begun, stop, first, last = (int(value) for value in span)
@@ -145,11 +174,11 @@ def open_advance(
             low, high = max(int(cut.first[p]), begun), min(int(cut.last[p]), stop)
             if cut.opens[p] and low == cut.first[p]:
                 number = cut.experience[p]
-                state = begin(state, number, host.classes[number])
+                state = run.begin(state, number, host.classes[number])
             for at in range(low, high, WINDOW):
                 here = min(WINDOW, high - at)
                 window = jax.tree.map(_padded, reading.read(at, here))
-                state, history = learn(state, history, window, np.int32(at), np.int32(here))
+                state, history = run.learn(state, history, window, np.int32(at), np.int32(here))
             if high == cut.last[p]:
                 state = closed(state, cut.sweep[p]) if cut.closes[p] else state
                 state = evaluated(state, p + 1)
