@@ -254,7 +254,7 @@ def close(
     if sweep is not None:
         last = jnp.minimum(steps[1], steps[0] + sweep.batches) if sweep.batches else steps[1]
         body = lambda i, carry: swept(
-            plan.recipe, carry, state, select(plan, examples, tables, i), i
+            plan.recipe, carry, state, select(plan, examples, tables, i), i - steps[0]
         )
         carry = sweep_start(plan.recipe, state)
         carry = jax.lax.fori_loop(steps[0], last, body, carry)
@@ -274,15 +274,15 @@ def sweep_start(recipe: Recipe, state: TrainState) -> Any:
     return recipe.learner.sweep.start(*arguments)
 
 
-def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, i: jax.Array) -> Any:
-    """Returns the carry of the learner's sweep after one more batch; repeated rows count once."""
+def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, number: jax.Array) -> Any:
+    """Returns the carry of the learner's sweep after its batch `number`; repeats count once."""
     assert recipe.learner.sweep is not None
     fresh = batch["fresh"]
     rows = {k: v for k, v in batch.items() if k not in learners.MARKS}
     rows |= {"weights": fresh.astype(jnp.float32), "there": fresh}
     mixed = Mixed(normalise(rows), {STREAM: slice(0, len(fresh))})
     moment = learners.moment_of(state)
-    moment = moment._replace(key=jax.random.fold_in(moment.key, i))
+    moment = moment._replace(key=jax.random.fold_in(moment.key, number))
     forward = lambda params, rows: step.forward(recipe, params, state, rows)
     own = learners.own_of(state)
     return recipe.learner.sweep.add(carry, own, state.params, mixed, forward, moment)

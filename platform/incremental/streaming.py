@@ -159,7 +159,7 @@ def open_advance(
             high = min(high, low + sweep.batches) if sweep.batches else high
             carry = run.sweep_start(state)
             for i in range(low, high):
-                carry = run.sweep_add(carry, state, one(reading, i), np.int32(i))
+                carry = run.sweep_add(carry, state, one(reading, i), np.int32(i - low))
             state, priority = run.sweep_done(state, carry)
             for i in range(low, high) if priority is not None else ():
                 state = run.sweep_give(state, one(reading, i), np.int32(i - low), priority)

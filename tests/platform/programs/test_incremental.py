@@ -122,6 +122,16 @@ def run_cut(learn, learner, keys, tmp_path):
 
 
 @pytest.mark.slow
+def test_a_penalty_does_not_depend_on_the_length_of_other_seeds_experiences(learn):
+    stream = {"name": "class_incremental", "experiences": 4, "classes": 9, "epochs": 1}
+    keys = {"stream": stream | {"class_order": "shuffled"}, "data__batch_size": 2}
+    together, _ = learn("ewc", "both", seeds=(0, 3), learner__strength=1e3, **keys)
+    alone, _ = learn("ewc", "alone", seeds=(3,), learner__strength=1e3, **keys)
+    second = jax.tree.map(lambda a: np.asarray(a)[1], together.state.params)
+    assert_same(second, params_of(alone))
+
+
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "stream",
     [
