@@ -50,7 +50,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     # Imports and tracing make very many objects that stay: looking for garbage among them again and
     # again takes a tenth of a short run.
-    gc.set_threshold(100_000, 20, 100)
+    gc.set_threshold(500_000, 20, 100)
     atexit.register(gc.freeze)  # nor does the interpreter at its end, which takes another tenth
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     if not arguments or arguments[0] in ("--help", "-h", "help", "--helpfull"):

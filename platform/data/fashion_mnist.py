@@ -3,6 +3,8 @@
 import os
 import struct
 import zlib
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -49,7 +51,9 @@ def fashion_mnist(*, data_dir: str = "") -> Dataset:
     for folder in folders:
         for place in (folder, folder / "fashion-mnist"):
             if (place / "train-images-idx3-ubyte.gz").is_file():
-                return _dataset(_read(place, "train"), _read(place, "t10k"), str(place))
+                with ThreadPoolExecutor(2) as pool:
+                    train, test = pool.map(partial(_read, place), ("train", "t10k"))
+                return _dataset(train, test, str(place))
         if (folder / "fashion_mnist").is_dir():
             prepared = tfds.open_splits("fashion_mnist", str(folder)).splits
             return _dataset(

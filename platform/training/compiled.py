@@ -42,9 +42,13 @@ def initialiser(experiment: Experiment) -> Any:
     change no number.
     """
     recipe, seeds = experiment.recipe, experiment.seeds._replace(per_seed_rows=False)
+    axes = int(seeds.number > 1)
+    metrics = jax.tree.map(
+        lambda leaf: jax.ShapeDtypeStruct(leaf.shape[axes:], leaf.dtype), experiment.state.metrics
+    )
     create = seeds.lift(
         lambda own, loaded: step.init(
-            recipe, experiment.batch, own[0], loaded[0], loaded[1], own[1]
+            recipe, experiment.batch, own[0], loaded[0], loaded[1], own[1], metrics
         )
     )
 

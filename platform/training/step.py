@@ -85,6 +85,7 @@ def init(
     loaded_params: Mapping[str, jax.Array],
     loaded_model_state: Mapping[str, jax.Array],
     hyper: Mapping[str, jax.Array] = MappingProxyType({}),
+    metrics: Any = None,
 ) -> TrainState:
     """Returns the state before the first step.
 
@@ -95,6 +96,8 @@ def init(
         loaded_params: path to the value of each parameter that isn't drawn.
         loaded_model_state: path to the value of what isn't new in the model's other state.
         hyper: config key to the value of a hyper-parameter that the state holds, [] each.
+        metrics: `jax.ShapeDtypeStruct`s of the sums of metrics. Default: a forward pass is traced,
+            which tells them.
     """
     recipe = bound(recipe, hyper)
     key = init_key(seed)
@@ -127,12 +130,13 @@ def init(
             key=jax.random.fold_in(key, 4),
         )
         state = dataclasses.replace(state, learner=learners.start(recipe.learner, setup))
-    state = dataclasses.replace(state, metrics=_empty_metrics(recipe, state, batch))
+    metrics = _metrics(recipe, state, batch) if metrics is None else metrics
+    state = dataclasses.replace(state, metrics=zero_metrics(metrics))
     return state if recipe.islands is None else archipelago.begin(recipe.islands, state)
 
 
-def _empty_metrics(recipe: Recipe, state: TrainState, batch: Any) -> Metrics:
-    """Returns the sums before the first step: what the task measures, and what `_update` adds."""
+def _metrics(recipe: Recipe, state: TrainState, batch: Any) -> Any:
+    """Returns the abstract sums of what the task measures, and of what `_update` adds."""
 
     def measured(state: TrainState, batch: Batch) -> Metrics:
         # The forward pass alone: deriving the gradient of a deep model takes seconds.
@@ -149,7 +153,7 @@ def _empty_metrics(recipe: Recipe, state: TrainState, batch: Any) -> Metrics:
     names += ["loss_scale"] if recipe.scale_loss else []
     names += [archipelago.SENT] if recipe.islands is not None else []
     own = {name: (scalar, scalar) for name in names}
-    return zero_metrics({**jax.eval_shape(measured, state, batch), **own})
+    return {**jax.eval_shape(measured, state, batch), **own}
 
 
 def train_step(
