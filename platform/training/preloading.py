@@ -5,6 +5,8 @@ import threading
 
 import jax
 
+from lamina.platform.reporting import drawing
+
 
 @functools.cache
 def begin() -> None:
@@ -19,7 +21,5 @@ def begin() -> None:
 
 def _imports() -> None:
     import orbax.checkpoint  # noqa: F401
-
-    from lamina.platform.reporting import drawing
 
     drawing.load()
