@@ -25,6 +25,9 @@ from lamina.platform.training.learners import STREAM, Mixed
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.step import Recipe
 
+# What a sweep folds into its moment's key: the step after it folds small numbers into the same one.
+_SWEEP = 2000
+
 
 class Segments(NamedTuple):
     """Where a stream is interrupted; the same for every seed.
@@ -282,7 +285,8 @@ def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, number: jax
     rows |= {"weights": fresh.astype(jnp.float32), "there": fresh}
     mixed = Mixed(normalise(rows), {STREAM: slice(0, len(fresh))})
     moment = learners.moment_of(state)
-    moment = moment._replace(key=jax.random.fold_in(moment.key, number))
+    key = jax.random.fold_in(jax.random.fold_in(moment.key, _SWEEP), number)
+    moment = moment._replace(key=key)
     forward = lambda params, rows: step.forward(recipe, params, state, rows)
     own = learners.own_of(state)
     return recipe.learner.sweep.add(carry, own, state.params, mixed, forward, moment)

@@ -13,7 +13,7 @@ Tree = Any
 Labels = Literal["sampled", "empirical", "exact"]
 
 AT_ONCE = 16
-"""Examples whose gradients are held at once: a copy of the parameters each."""
+"""Gradients that are held at once: a copy of the parameters each."""
 
 
 def diagonal(
@@ -46,12 +46,32 @@ def diagonal(
         A tree like the parameters, in their dtype, not negative.
     """
     number = jax.tree.leaves(examples)[0].shape[0]
+    weights = jnp.ones(number)
+    total = squares(logits, params, examples, labels, weights, key, kind=kind)
+    return jax.tree.map(lambda t: t / number, total)
+
+
+def squares(
+    logits: Callable[[Tree, Any], jax.Array],
+    params: Tree,
+    examples: Any,
+    labels: jax.Array,
+    weights: jax.Array,
+    key: jax.Array,
+    *,
+    kind: Labels,
+) -> Tree:
+    """Returns `sum_x w(x) E_y (d log p(y|x) / d th)^2`, for weights w, float [N].
+
+    The other arguments are those of `diagonal`.
+    """
+    number = len(weights)
 
     def log_p(params: Tree, example: Any) -> jax.Array:
         one = logits(params, jax.tree.map(lambda leaf: leaf[None], example))[0]
         return jax.nn.log_softmax(one.astype(jnp.promote_types(one.dtype, jnp.float32)))
 
-    def squares(example: Any, label: jax.Array, place: jax.Array) -> Tree:
+    def squared(example: Any, label: jax.Array, place: jax.Array) -> Tree:
         if kind == "exact":
             values = log_p(params, example)
             slopes = jax.jacrev(log_p)(params, example)
@@ -63,14 +83,20 @@ def diagonal(
         chosen = lambda p: jnp.take_along_axis(log_p(p, example), label[..., None], -1).sum()
         return jax.tree.map(lambda g: g * g, jax.grad(chosen)(params))
 
-    chunks = chunked((examples, labels, jnp.arange(number, dtype=jnp.uint32)), AT_ONCE)
+    most = AT_ONCE
+    if kind == "exact":
+        first = jax.tree.map(lambda leaf: leaf[:1], examples)
+        most = max(AT_ONCE // jax.eval_shape(logits, params, first).shape[-1], 1)
+    places = jnp.arange(number, dtype=jnp.uint32)
+    chunks = chunked((examples, labels, places, weights), most)
 
     def add(total: Tree, chunk: Any) -> tuple[Tree, None]:
-        each = jax.vmap(squares)(*chunk)
-        return jax.tree.map(lambda t, e: t + e.sum(0), total, each), None
+        *rows, weight = chunk
+        each = jax.vmap(squared)(*rows)
+        weigh = lambda t, e: t + jnp.tensordot(weight.astype(e.dtype), e, 1)
+        return jax.tree.map(weigh, total, each), None
 
-    total, _ = jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)
-    return jax.tree.map(lambda t: t / number, total)
+    return jax.lax.scan(add, jax.tree.map(jnp.zeros_like, params), chunks)[0]
 
 
 def chunked(rows: Tree, most: int) -> Tree:

@@ -1,17 +1,14 @@
 """Elastic weight consolidation: parameters that mattered for old experiences are held."""
 
-import math
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import jax
 import jax.numpy as jnp
 
 from lamina.platform.incremental import checks
 from lamina.platform.incremental.learners import penalty
+from lamina.platform.merging import fisher as information
 from lamina.platform.training.learners import Learner, Mixed, Moment, Own, Setup, Sweep
-
-MICRO_BATCH = 16
-"""Examples whose gradients are held at once: a copy of the parameters each."""
 
 NEEDS = frozenset({"boundaries", "classes"})
 
@@ -19,7 +16,7 @@ NEEDS = frozenset({"boundaries", "classes"})
 def ewc(
     *,
     strength: float = 100.0,
-    fisher: Literal["sampled", "empirical", "predicted", "batch"] = "sampled",
+    fisher: Literal["sampled", "exact", "empirical", "predicted", "batch"] = "sampled",
     mode: Literal["separate", "online"] = "separate",
     decay: float = 1.0,
     batches: int = 8,
@@ -36,9 +33,10 @@ def ewc(
     Args:
         strength: lambda. Defaults in use go from 1e2 to 1e10: tune it.
         fisher: y is "sampled" from the model's prediction (the true Fisher, estimated with one
-            sample), the label ("empirical"), or the most probable class ("predicted"). "batch" is
-            Avalanche's: squares of the gradient of the mean loss of a whole batch of labels, which
-            are about B times smaller.
+            sample: noisy where it rests on improbable classes), every class with its probability
+            ("exact", C times the work; van de Ven 2025, arXiv 2502.11756), the label ("empirical"),
+            or the most probable class ("predicted"). "batch" is Avalanche's: squares of the
+            gradient of the mean loss of a whole batch of labels, which are about B times smaller.
         mode: "separate" keeps each experience's own anchor, "online" one at the last parameters
             (Schwarz et al. 2018, arXiv 1805.06370).
         decay: gamma of the online mode: F <- gamma F + F_k.
@@ -118,42 +116,20 @@ def squared_gradients(
         forward: `(params, batch) -> Output`.
         key: draws the labels.
     """
-    weights = batch["weights"]
-
-    def log_p(params: Any, rows: Any) -> jax.Array:
-        return jax.nn.log_softmax(forward(params, rows).logits)
-
-    def chosen(log_p_BxC: jax.Array, labels: jax.Array) -> jax.Array:
-        return jnp.take_along_axis(log_p_BxC, labels[:, None], axis=-1)[:, 0]
-
+    weights, labels = batch["weights"], batch["labels"]
+    rows = {k: v for k, v in batch.items() if k not in ("weights", "there")}
+    logits = lambda params, rows: forward(params, rows).logits
     if fisher == "batch":
 
         def mean(params: Any) -> jax.Array:
-            values = chosen(log_p(params, batch), batch["labels"])
+            log_p = jax.nn.log_softmax(logits(params, rows))
+            values = jnp.take_along_axis(log_p, labels[:, None], axis=-1)[:, 0]
             return jnp.sum(values * weights) / jnp.maximum(jnp.sum(weights), 1.0)
 
         whole = (jnp.sum(weights) > 0).astype(jnp.float32)
         return jax.tree.map(lambda g: whole * g**2, jax.grad(mean)(params)), whole
-
-    labels = batch["labels"]
-    if fisher != "empirical":
-        answers = log_p(params, batch)
-        labels = jnp.argmax(answers, axis=-1)
-        if fisher == "sampled":
-            labels = jax.random.categorical(key, answers)
-    rows = {k: v for k, v in batch.items() if k not in ("weights", "there")}
-    rows |= {"labels": labels.astype(batch["labels"].dtype), "weights": weights}
-
-    def one(row: Any) -> Any:
-        single = jax.tree.map(lambda a: a[None], row)
-        return jax.grad(lambda p: chosen(log_p(p, single), single["labels"])[0])(params)
-
-    def part(total: Any, rows: Any) -> tuple[Any, None]:
-        gradients = jax.vmap(one)(rows)
-        squares = jax.tree.map(lambda g: jnp.tensordot(rows["weights"], g**2, axes=1), gradients)
-        return jax.tree.map(jnp.add, total, squares), None
-
-    size = math.gcd(len(weights), MICRO_BATCH)
-    cut = lambda a: a.reshape(len(a) // size, size, *a.shape[1:])
-    total, _ = jax.lax.scan(part, penalty.zeros(params), jax.tree.map(cut, rows))
+    if fisher == "predicted":
+        labels, fisher = jnp.argmax(logits(params, rows), axis=-1), "empirical"
+    kind = cast(information.Labels, fisher)
+    total = information.squares(logits, params, rows, labels, weights, key, kind=kind)
     return total, jnp.sum(weights)

@@ -81,7 +81,8 @@ def test_fisher_information_of_a_linear_model(fisher):
     assert count == (1 if fisher == "batch" else 6)
 
 
-def test_the_sampled_fisher_is_right_on_average_and_padding_counts_nothing():
+@pytest.mark.parametrize("fisher", ["sampled", "exact"])
+def test_the_true_fisher_is_the_mean_over_labels_and_padding_counts_nothing(fisher):
     p = softmax(X @ W)
     expected = np.zeros((3, 4))
     for label in range(4):
@@ -90,9 +91,10 @@ def test_the_sampled_fisher_is_right_on_average_and_padding_counts_nothing():
     batch = mixed().batch
     batch = jax.tree.map(lambda a: jnp.concatenate([a, a]), batch)
     batch["weights"] = jnp.concatenate([jnp.ones(6), jnp.zeros(6)])
-    one = lambda key: ewc.squared_gradients("sampled", PARAMS, batch, forward, key)
-    squares, counts = jax.vmap(one)(jax.random.split(jax.random.key(1), 4000))
-    np.testing.assert_allclose(squares["kernel"].mean(0), expected, rtol=0.1, atol=0.02)
+    one = lambda key: ewc.squared_gradients(fisher, PARAMS, batch, forward, key)
+    draws, error = (4000, 0.02) if fisher == "sampled" else (1, 1e-12)
+    squares, counts = jax.vmap(one)(jax.random.split(jax.random.key(1), draws))
+    np.testing.assert_allclose(squares["kernel"].mean(0), expected, rtol=5 * error, atol=error)
     assert (counts == 6).all()
 
 
