@@ -2,17 +2,22 @@
 
     python tests/benchmarks/sweep.py
 
-Four ways to the same numbers, each with its evaluations and records, without checkpoints:
+The same numbers in several ways, each with its evaluations and records, without checkpoints.
 
-- sweep: one compiled program, as the program `sweep` runs it;
-- steps one after another: the training and evaluations of 32 runs in one process, which share one
-  compiled program of a single run, and nothing else of a run;
-- runs one after another: 32 calls of `lamina.platform.run.run` in one process, each a run folder
-  with its report, which find their compiled programs on the disk; the first 8 are timed;
+Steps alone, compiled before, in turns, medians:
+
+- sweep: the one compiled program of the program `sweep`;
+- one by one: training and evaluations of the 32 runs in one process, which share one compiled
+  program of a single run, and nothing else of a run.
+
+Whole runs, with their folders and reports:
+
+- sweep: `lamina.platform.run.run` of the sweep, which finds its compiled program on the disk;
+- one by one: 32 such calls in one process, one for each trial and seed; the first 8 are timed;
 - separate: `lamina run` in a process of its own, imports and compilation included; two are timed
   (the second finds the first one's compiled programs on the disk) and 16 times their sum is shown.
 
-Compilation is not in the first two, which take turns; shown are medians. Run it on an idle machine.
+Run it on an idle machine.
 """
 
 import os
@@ -93,15 +98,14 @@ def one_after_another(prepared, folder):
     return runner(built, [[trial] for trial in trials], folder)
 
 
-def whole_runs(prepared, folder):
-    """Returns the seconds of each of eight runs, after one that fills the caches."""
+def whole_runs(wanted, folder):
+    """Returns the seconds of each run of a config, after one of the first that fills the caches."""
     jax.config.update("jax_compilation_cache_dir", f"{folder}/cache")
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
     seconds = []
-    for i, trial in enumerate((prepared.trials[0], *prepared.trials)):
-        one = planning.with_seeds(trial.config, (0,))
+    for i, config in enumerate((wanted[0], *wanted)):
         start = time.perf_counter()
-        runs.run(one, f"{folder}/whole_{i}", console=False)
+        runs.run(config, f"{folder}/{config.program}_{i}", console=False)
         seconds.append(time.perf_counter() - start)
     return seconds[1:]
 
@@ -158,12 +162,18 @@ def main():
     for dropout in (0.2, 0.0):
         prepared = compare(dropout)
     with tempfile.TemporaryDirectory() as folder:
-        seconds = whole_runs(prepared, folder)
-        total, each = 4 * sum(seconds), np.median(seconds)
-        print(f"  runs, one by one   {total:7.0f} s  (median of one: {each:.1f} s)")
+        together = whole_runs([make_config(0.0)] * 3, folder)
+        ones = [planning.with_seeds(trial.config, (0,)) for trial in prepared.trials]
+        each = whole_runs(ones, folder)
+        print("whole runs, dropout 0")
+        print(f"  sweep              {np.median(together):7.2f} s")
+        print(
+            f"  runs, one by one   {len(SEEDS) * sum(each):7.2f} s  (one: {np.median(each):.2f} s)"
+        )
+        print(f"  ratio              {len(SEEDS) * sum(each) / np.median(together):7.2f}")
         seconds = separate(prepared, folder)
         shown = ", ".join(f"{s:.1f}" for s in seconds)
-        print(f"  separate runs      {16 * sum(seconds):7.0f} s  (two: {shown} s)")
+        print(f"  separate runs      {16 * sum(seconds):7.2f} s  (two: {shown} s)")
 
 
 if __name__ == "__main__":
