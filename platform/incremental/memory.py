@@ -20,9 +20,11 @@ from lamina.platform.errors import UserError
 from lamina.platform.incremental import checks
 from lamina.platform.training.learners import Draw, Memory, Moment, Own, Space
 
-Policy = Literal["reservoir", "balanced", "task", "given"]
+Policy = Literal["reservoir", "balanced", "task"]
 EMPTY = 2.0
 """Priority of an empty slot, above all others."""
+MOST = 2**23
+"""Slots that a memory may have: ranks of as many and of a batch are exact in float32."""
 
 
 def create(
@@ -33,27 +35,31 @@ def create(
     stores: tuple[str, ...] = (),
     past_only: bool = False,
     per_task: int = 0,
+    at_end: str = "",
 ) -> Memory:
     """Returns a memory.
 
     Args:
         slots: rows that it holds; with `per_task` at most (and as many experiences as it is then).
         policy: "reservoir" keeps a uniform sample of all rows, "balanced" equal numbers of each
-            class seen so far, "task" equal numbers of each experience; "given" is "balanced" by
-            the priorities that a learner gives at the end of an experience.
+            class seen so far, "task" equal numbers of each experience.
         draws: what the step draws.
         stores: what is kept besides inputs and labels.
         past_only: whether only rows of earlier experiences are drawn.
         per_task: with "task": rows of each experience, `slots` being ignored. Default: no limit.
+        at_end: the rows of an experience come at its end, not at its steps; how they are chosen
+            then, in a word: "drawn", or "herded" by what a learner gives. Default: at the steps.
 
     Raises:
-        UserError: there are no slots.
+        UserError: there are no slots, or (from `init`) more than `MOST`.
     """
     if slots < 1 and per_task < 1:
         raise UserError(f"a memory of {slots or per_task} rows can hold nothing")
 
     def init(space: Space, example: Mapping[str, Any]) -> Own:
         count = per_task * space.experiences or slots
+        if count > MOST:
+            raise UserError(f"a memory of {count} rows is too large: at most {MOST} are possible")
         rows = {
             name: jnp.zeros((count, *leaf.shape[1:]), leaf.dtype) for name, leaf in example.items()
         }
@@ -73,8 +79,6 @@ def create(
     ) -> Own:
         new = len(there)
         if priority is None:
-            if policy == "given":
-                return memory
             priority = jax.random.uniform(moment.key, (new,))
         task = jnp.broadcast_to(moment.experience, (new,)).astype(jnp.int32)
         groups = {
@@ -104,7 +108,8 @@ def create(
 
     size = f"{per_task} rows of each experience" if per_task else f"{slots} rows"
     kind = f"{policy}, {size}{', of the past' if past_only else ''}"
-    return Memory(init, insert, draw, draws or {}, stores, per_task or slots, kind)
+    kind += f", {at_end} at the end of an experience" if at_end else ""
+    return Memory(init, insert, draw, draws or {}, stores, per_task or slots, kind, bool(at_end))
 
 
 def take(

@@ -2,8 +2,9 @@
 
 The tensor is `[..., time, task]`: the accuracy on each test task at each time of evaluation, with
 seeds in front. Where it is square, row `i` is the time after experience `i`, in which task `i` was
-learned. A finer grid in time names with `ends` the rows at which an experience ended. `result.json`
-holds these metrics for each seed, `accuracy.npy` the tensor.
+learned. A finer grid in time names with `ends` the rows at which an experience ended. A task that
+was not evaluated before its own experience may have NaN there. `result.json` holds these metrics
+for each seed, `accuracy.npy` the tensor.
 
 Letters: T times, J tasks (as many as experiences), R[i, j] accuracy on task j after experience i.
 """
@@ -23,18 +24,27 @@ def after_experiences(accuracy: Array, ends: Sequence[int] | None = None) -> Arr
         ends: rows at the ends of the experiences, in order. Default: the rows as they are.
 
     Raises:
-        ValueError: the tensor isn't square and there are no `ends`, or not as many as tasks.
+        ValueError: the tensor isn't square and there are no `ends`, or not as many as tasks, or
+            they are no rows in order.
     """
     whole = np.asarray(accuracy, np.float64)
-    if whole.ndim < 2:
+    if whole.ndim < 2 or not whole.shape[-1]:
         raise ValueError(f"accuracy should be [..., time, task], not of shape {whole.shape}")
-    rows = whole if ends is None else whole[..., list(ends), :]
+    rows = whole if ends is None else whole[..., _places(ends, whole.shape[-2]), :]
     if rows.shape[-2] != rows.shape[-1]:
         raise ValueError(
             f"accuracy has {rows.shape[-2]} times and {rows.shape[-1]} tasks: name the rows at the "
             "ends of the experiences with ends="
         )
     return rows
+
+
+def _places(ends: Sequence[int], times: int) -> list[int]:
+    """Returns the rows that `ends` names, counted from the first."""
+    places = [int(end) + times * (end < 0) for end in ends]
+    if not all(0 <= place < times for place in places) or sorted(set(places)) != places:
+        raise ValueError(f"ends = {list(ends)} should be increasing rows of the {times} times")
+    return places
 
 
 def final_average_accuracy(accuracy: Array, ends: Sequence[int] | None = None) -> Array:
@@ -49,8 +59,8 @@ def average_incremental_accuracy(accuracy: Array, ends: Sequence[int] | None = N
     of equal size.
     """
     rows = after_experiences(accuracy, ends)
-    seen = np.tril(np.ones(rows.shape[-2:]))
-    return ((rows * seen).sum(-1) / seen.sum(-1)).mean(-1)
+    seen = np.tril(np.ones(rows.shape[-2:], bool))
+    return (np.where(seen, rows, 0.0).sum(-1) / seen.sum(-1)).mean(-1)
 
 
 def forgetting(
@@ -72,9 +82,9 @@ def forgetting(
     if tasks == 1:
         return np.zeros(rows.shape[:-2])
     earlier = rows[..., :-1, :-1]
-    if from_own_task:
-        learned = np.tril(np.ones((tasks - 1, tasks - 1), bool))
-        earlier = np.where(learned, earlier, -np.inf)
+    learned = np.tril(np.ones((tasks - 1, tasks - 1), bool))
+    counts = learned if from_own_task else learned | ~np.isnan(earlier)
+    earlier = np.where(counts, earlier, -np.inf)
     return (earlier.max(-2) - rows[..., -1, :-1]).mean(-1)
 
 
@@ -142,7 +152,7 @@ def minimum_accuracy(accuracy: Array, ends: Sequence[int] | None = None) -> Arra
     tasks = rows.shape[-1]
     if tasks == 1:
         return rows[..., 0, 0]
-    place = list(range(tasks)) if ends is None else list(ends)
+    place = list(range(tasks)) if ends is None else _places(ends, whole.shape[-2])
     lowest = [whole[..., place[j] + 1 :, j].min(-1) for j in range(tasks - 1)]
     return np.stack(lowest, -1).mean(-1)
 

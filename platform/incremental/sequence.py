@@ -25,8 +25,9 @@ from lamina.platform.training.learners import STREAM, Mixed
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.step import Recipe
 
-# What a sweep folds into its moment's key: the step after it folds small numbers into the same one.
-_SWEEP = 2000
+# What is folded into a moment's key at the end of an experience, for a sweep and for the rows that a
+# memory is given: the step after it folds small numbers into the same one.
+_SWEEP, _GIVEN = 2000, 3000
 
 
 class Segments(NamedTuple):
@@ -253,7 +254,7 @@ def close(
         tables: the stream.
         steps: int32 [2]: from and to which step the experience is swept.
     """
-    sweep = plan.recipe.learner.sweep
+    sweep, memory, priority = plan.recipe.learner.sweep, plan.recipe.learner.memory, None
     if sweep is not None:
         last = jnp.minimum(steps[1], steps[0] + sweep.batches) if sweep.batches else steps[1]
         body = lambda i, carry: swept(
@@ -262,11 +263,11 @@ def close(
         carry = sweep_start(plan.recipe, state)
         carry = jax.lax.fori_loop(steps[0], last, body, carry)
         state, priority = sweep_done(plan.recipe, carry, state)
-        if priority is not None:
-            give = lambda i, state: given(
-                plan.recipe, state, select(plan, examples, tables, i), i - steps[0], priority
-            )
-            state = jax.lax.fori_loop(steps[0], last, give, state)
+    if memory is not None and memory.at_end:
+        give = lambda i, state: given(
+            plan.recipe, state, select(plan, examples, tables, i), i - steps[0], priority
+        )
+        state = jax.lax.fori_loop(steps[0], steps[1], give, state)
     return end(plan.recipe, state)
 
 
@@ -295,7 +296,7 @@ def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, number: jax
 def sweep_done(
     recipe: Recipe, carry: Any, state: TrainState
 ) -> tuple[TrainState, jax.Array | None]:
-    """Returns the state after the learner's sweep, and priorities if the memory gets its rows."""
+    """Returns the state after the learner's sweep, and the priorities that it gives, if any."""
     sweep, moment = recipe.learner.sweep, learners.moment_of(state)
     assert sweep is not None
     own = sweep.finish(carry, learners.own_of(state), state.params, moment)
@@ -305,21 +306,24 @@ def sweep_done(
 
 
 def given(
-    recipe: Recipe, state: TrainState, batch: Any, number: jax.Array, priority: jax.Array
+    recipe: Recipe, state: TrainState, batch: Any, number: jax.Array, priority: jax.Array | None
 ) -> TrainState:
-    """Returns the state whose memory was given a batch of a sweep.
+    """Returns the state whose memory was given a batch of the experience that ends.
 
     Args:
         recipe: the step's functions.
         state: after the sweep.
         batch: rows as the data set has them.
-        number: int32 []: of the batch in the sweep.
-        priority: float32: of all rows of the sweep.
+        number: int32 []: of the batch in the experience's first pass.
+        priority: float32: of all rows of the pass; None: the memory draws them.
     """
     assert recipe.learner.memory is not None
-    fresh = batch["fresh"]
-    ranks = jax.lax.dynamic_slice_in_dim(priority, number * len(fresh), len(fresh))
-    arguments = (batch, fresh, learners.moment_of(state), ranks)
+    fresh, ranks = batch["fresh"], None
+    if priority is not None:
+        ranks = jax.lax.dynamic_slice_in_dim(priority, number * len(fresh), len(fresh))
+    moment = learners.moment_of(state)
+    key = jax.random.fold_in(jax.random.fold_in(moment.key, _GIVEN), number)
+    arguments = (batch, fresh, moment._replace(key=key), ranks)
     memory = recipe.learner.memory.insert(learners.memory_of(state), *arguments)
     return learners.with_memory(state, memory)
 

@@ -62,7 +62,7 @@ class Programs(NamedTuple):
         sweep_start: state -> carry of the learner's sweep over the experience.
         sweep_add: (carry, state, batch, step) -> carry.
         sweep_done: (state, carry) -> state, priorities of the rows for the memory (or None).
-        sweep_give: (state, batch, place, priorities) -> state whose memory took the batch's rows.
+        give: (state, batch, place, priorities) -> state whose memory took the batch's rows.
         answer: (right answers by task, state, test batch) -> right answers.
         put: (state, right answers, place) -> state that holds them.
     """
@@ -73,7 +73,7 @@ class Programs(NamedTuple):
     sweep_start: Callable[[TrainState], Any]
     sweep_add: Callable[..., Any]
     sweep_done: Callable[..., tuple[TrainState, Any]]
-    sweep_give: Callable[..., TrainState]
+    give: Callable[..., TrainState]
     answer: Callable[..., jax.Array]
     put: Callable[..., TrainState]
 
@@ -114,7 +114,7 @@ def jitted(plan: Plan, shardings: TrainState, tables: Tables) -> Programs:
         sweep_start=jax.jit(partial(sequence.sweep_start, recipe)),
         sweep_add=jax.jit(add, donate_argnums=0),
         sweep_done=jax.jit(lambda state, carry: sequence.sweep_done(recipe, carry, state)),
-        sweep_give=jax.jit(give, **same),
+        give=jax.jit(give, **same),
         answer=jax.jit(answer, donate_argnums=0),
         put=jax.jit(sequence.with_right, **same),
     )
@@ -145,7 +145,8 @@ def open_advance(
     marks |= {name: getattr(host, name) for name in learners.MARKS}
     reading = Reader(Batches(train, host.rows, marks), workers, PREFETCH)
     testing = Reader(Batches(test, host.test_rows, {"task": host.test_task}), workers, 2)
-    run, sweep = jitted(plan, shardings, tables), plan.recipe.learner.sweep
+    run, learner = jitted(plan, shardings, tables), plan.recipe.learner
+    sweep, memory = learner.sweep, learner.memory
 
     def evaluated(state: TrainState, place: int) -> TrainState:
         right = jnp.zeros(state.learner["right"].shape[-1], jnp.int32)
@@ -154,15 +155,17 @@ def open_advance(
         return run.put(state, right, np.int32(place))
 
     def closed(state: TrainState, sweep_steps: np.ndarray) -> TrainState:
+        low, high = (int(step) for step in sweep_steps)
+        priority = None
         if sweep is not None:
-            low, high = int(sweep_steps[0]), int(sweep_steps[1])
-            high = min(high, low + sweep.batches) if sweep.batches else high
+            last = min(high, low + sweep.batches) if sweep.batches else high
             carry = run.sweep_start(state)
-            for i in range(low, high):
+            for i in range(low, last):
                 carry = run.sweep_add(carry, state, one(reading, i), np.int32(i - low))
             state, priority = run.sweep_done(state, carry)
-            for i in range(low, high) if priority is not None else ():
-                state = run.sweep_give(state, one(reading, i), np.int32(i - low), priority)
+        if memory is not None and memory.at_end:
+            for i in range(low, high):
+                state = run.give(state, one(reading, i), np.int32(i - low), priority)
         return run.end(state)
 
     def advance(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:

@@ -84,7 +84,8 @@ def _in_order(class_order: ClassOrder, labels: Labels, seed: int) -> np.ndarray:
         return present
     if class_order == "shuffled":
         return present[order.permutation(len(present), order.seed_for(seed, 1 << 32), 0)]
-    if len(set(class_order)) < len(class_order) or not set(class_order) <= set(range(classes)):
+    known = set(class_order) <= set(range(classes))
+    if not class_order or len(set(class_order)) < len(class_order) or not known:
         raise UserError(
             f"stream.class_order = {class_order} should name classes from 0 to {classes - 1}, each "
             "at most once"

@@ -104,8 +104,8 @@ class Memory(NamedTuple):
     Attributes:
         init: `(space, example rows) -> memory`, from `jax.ShapeDtypeStruct`s of rows. Its "rows"
             are arrays whose first dimension are the slots: they are split over the devices.
-        insert: `(memory, rows, there bool [B], moment, priority) -> memory`. At every step the
-            priority is None: the memory draws it, or waits for what a learner gives (float32 [B]).
+        insert: `(memory, rows, there bool [B], moment, priority) -> memory`. The priority is what a
+            learner's sweep gives, float32 [B], or None: the memory draws it.
         draw: `(memory, number of rows, moment) -> (rows, there bool [M])`.
         draws: name to what is drawn at every step.
         stores: what is kept of a row besides inputs and labels: "logits" of the model then. Where
@@ -113,6 +113,7 @@ class Memory(NamedTuple):
             otherwise once in its experience.
         slots: how many rows it holds.
         kind: what it is, in words: memories of one kind can be shared.
+        at_end: whether the rows of an experience come at its end, and not at its steps.
     """
 
     init: Callable[[Space, Mapping[str, Any]], Own]
@@ -122,6 +123,7 @@ class Memory(NamedTuple):
     stores: tuple[str, ...]
     slots: int
     kind: str
+    at_end: bool = False
 
 
 class Setup(NamedTuple):
@@ -151,8 +153,8 @@ class Sweep(NamedTuple):
             mode.
         finish: `(carry, own, params, moment) -> own`.
         batches: at most so many of the experience's first batches; 0: all.
-        priority: `(carry, own, params, moment) -> float32 [rows of the pass]`, with which the
-            memory is given all rows of the pass, as they came; None: it isn't.
+        priority: `(carry, own, params, moment) -> float32 [rows of the pass]`, with which a memory
+            that takes rows at the end of an experience is given them; None: it draws them.
     """
 
     start: Callable[..., Any]
@@ -362,7 +364,7 @@ def finish_step(
         return after
     moment = moment_of(before)
     changes = {}
-    if learner.memory is not None:
+    if learner.memory is not None and not learner.memory.at_end:
         rows = dict(batch)
         if "logits" in learner.memory.stores:
             rows["logits"] = output.logits[mixed.groups[STREAM]]

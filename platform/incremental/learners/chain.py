@@ -1,8 +1,10 @@
 """Several learners as one: their hooks in order, their states side by side, one memory."""
 
+from functools import partial
 from typing import Any
 
 import jax
+import jax.numpy as jnp
 
 from lamina.platform.errors import UserError
 from lamina.platform.training.learners import (
@@ -131,30 +133,42 @@ def rows_of(name: str, mixed: Mixed) -> Mixed:
 
 
 def _sweeps(sweeps: dict[str, Sweep]) -> Sweep | None:
-    """Returns the passes of several links as one, over as many batches as the longest wants."""
+    """Returns the passes of several links as one; each sees as many batches as it wants."""
     if not sweeps:
         return None
 
-    def start(own: Own, *rest: Any) -> dict[str, Any]:
-        return {name: sweep.start(own[name], *rest) for name, sweep in sweeps.items()}
+    def start(own: Own, *rest: Any) -> Any:
+        carries = {name: sweep.start(own[name], *rest) for name, sweep in sweeps.items()}
+        return jnp.zeros((), jnp.int32), carries
 
-    def add(carry: dict[str, Any], own: Own, *rest: Any) -> dict[str, Any]:
-        return {name: sweep.add(carry[name], own[name], *rest) for name, sweep in sweeps.items()}
+    def add(carry: Any, own: Own, *rest: Any) -> Any:
+        count, carries = carry
+        added = {}
+        for name, sweep in sweeps.items():
+            wanted = not sweep.batches or count < sweep.batches
+            more = partial(_added, sweep, own[name], rest)
+            added[name] = jax.lax.cond(wanted, more, lambda old: old, carries[name])
+        return count + 1, added
 
-    def finish(carry: dict[str, Any], own: Own, *rest: Any) -> Own:
-        done = {name: sweep.finish(carry[name], own[name], *rest) for name, sweep in sweeps.items()}
+    def finish(carry: Any, own: Own, *rest: Any) -> Own:
+        _, carries = carry
+        done = {n: sweep.finish(carries[n], own[n], *rest) for n, sweep in sweeps.items()}
         return own | done
 
     giving = [name for name, sweep in sweeps.items() if sweep.priority is not None]
 
-    def priority(carry: dict[str, Any], own: Own, *rest: Any) -> jax.Array:
+    def priority(carry: Any, own: Own, *rest: Any) -> jax.Array:
         given = sweeps[giving[-1]].priority
         assert given is not None
-        return given(carry[giving[-1]], own[giving[-1]], *rest)
+        return given(carry[1][giving[-1]], own[giving[-1]], *rest)
 
     limits = [sweep.batches for sweep in sweeps.values()]
     batches = 0 if 0 in limits else max(limits)
     return Sweep(start, add, finish, batches, priority if giving else None)
+
+
+def _added(sweep: Sweep, own: Own, rest: tuple[Any, ...], carry: Any) -> Any:
+    return sweep.add(carry, own, *rest)
 
 
 def _memory(memories: dict[str, Memory]) -> Memory | None:

@@ -23,7 +23,8 @@ def er(
         replay: rows drawn at each step, without replacement; 0: as many as the stream's batch has.
         policy: "reservoir" keeps a uniform sample of the stream, "balanced" equal numbers of each
             class.
-        past_only: whether only rows of earlier experiences are drawn. It needs boundaries.
+        past_only: whether the memory holds earlier experiences alone: it takes rows of the present
+            one at its end, in one pass over them. It needs boundaries.
 
     Raises:
         UserError: the memory holds less than is drawn.
@@ -32,5 +33,6 @@ def er(
     draws = {"replay": Draw(replay, labelled=True)}
     needs = {"boundaries"} if past_only else set()
     needs |= {"classes"} if policy == "balanced" else set()
-    kept = memories.create(memory, policy=policy, draws=draws, past_only=past_only)
+    at_end = "drawn" if past_only else ""
+    kept = memories.create(memory, policy=policy, draws=draws, at_end=at_end)
     return Learner(memory=kept, needs=frozenset(needs))

@@ -43,9 +43,10 @@ def ewc(
         batches: of the experience's first pass, from which F is estimated; 0: all.
 
     Raises:
-        UserError: a number is negative, or the decay is above 1.
+        UserError: a number is negative, the decay is above 1, or there are too many batches.
     """
-    checks.within(0, strength=strength, batches=batches)
+    checks.within(0, strength=strength)
+    checks.within(0, 2**30, batches=batches)
     checks.within(0, 1, decay=decay)
 
     def init(setup: Setup) -> Own:

@@ -35,7 +35,7 @@ def icarl(*, memory: int = 2000, replay: int = 0) -> Learner:
     """
     memories.check_size(memory, replay)
     draws = {"replay": Draw(replay, labelled=True)}
-    kept = memories.create(memory, policy="given", draws=draws)
+    kept = memories.create(memory, policy="balanced", draws=draws, at_end="herded")
 
     def init(setup: Setup) -> Own:
         classes = setup.space.classes

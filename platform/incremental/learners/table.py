@@ -41,6 +41,11 @@ def chained(*, links: tuple[str, ...], options: Mapping[str, Any] = configs.thaw
     for name in options:
         if name not in links:
             raise UserError(f"learner.options.{name}: {name!r} is none of {links}")
+        if not isinstance(options[name], Mapping):
+            raise UserError(
+                f"learner.options.{name} = {options[name]!r} should have the keys of {name!r}, "
+                "such as dict(memory=500)"
+            )
     return chain(**{name: _link(name, options.get(name, {})) for name in links})
 
 

@@ -217,6 +217,24 @@ def test_links_with_memories_share_one_or_are_refused():
         create("chain", links=("er", "gem"))
 
 
+def test_each_link_of_a_chain_sweeps_as_many_batches_as_it_wants():
+    ewc_, lwf_ = create("ewc", fisher="empirical", batches=1), create("lwf")
+    whole = lwf_._replace(sweep=ewc_.sweep._replace(batches=0))  # any other that wants all
+    both, own = chain(ewc=ewc_, all=whole), state_of(ewc_)
+    owns = {"ewc": own, "all": own}
+    carry, alone = both.sweep.start(owns, PARAMS, moment()), ewc_.sweep.start(own, PARAMS, moment())
+    alone = ewc_.sweep.add(alone, own, PARAMS, mixed(), forward, moment())
+    for _ in range(2):
+        carry = both.sweep.add(carry, owns, PARAMS, mixed(), forward, moment())
+    done = both.sweep.finish(carry, owns, PARAMS, moment())
+    expected = ewc_.sweep.finish(alone, own, PARAMS, moment())
+    for name in ("importance", "anchor", "level"):
+        jax.tree.map(np.testing.assert_array_equal, done["ewc"][name], expected[name])
+    assert float(carry[1]["ewc"]["count"]) == 6
+    assert float(carry[1]["all"]["count"]) == 12
+    assert both.sweep.batches == 0
+
+
 def test_every_learner_can_be_made_and_a_wrong_key_is_named():
     for name in LEARNERS:
         if name != "chain":
@@ -231,6 +249,7 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
         ("ewc", {"strength": -1.0}, "learner.strength = -1.0 should be at least 0"),
         ("ewc", {"mode": "online", "decay": 2.0}, r"learner.decay = 2.0 should lie in \[0, 1\]"),
         ("ewc", {"batches": -1}, "learner.batches = -1"),
+        ("ewc", {"batches": 10**12}, "learner.batches = 1000000000000 should lie"),
         ("si", {"damping": 0.0}, "learner.damping = 0.0 should be above 0"),
         ("lwf", {"temperature": 0.0}, "learner.temperature = 0.0 should be above 0"),
         ("der", {"alpha": -1.0}, "learner.alpha = -1.0"),
@@ -246,6 +265,7 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
         ("chain", {"links": ("er", "nope")}, "learner.links, 'nope': .*is unknown"),
         ("chain", {"links": ("ewc",), "options": {"ewc": {"mode": 1}}}, "links, 'ewc': .*mode = 1"),
         ("chain", {"links": ("ewc", "icarl")}, "name 'icarl' first in learner.links"),
+        ("chain", {"links": ("er",), "options": {"er": 5}}, "learner.options.er = 5 should have"),
     ],
 )
 def test_a_number_without_meaning_is_named(name, keys, message):

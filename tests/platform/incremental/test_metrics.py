@@ -61,3 +61,26 @@ def test_one_experience_forgets_nothing():
 def test_a_tensor_that_is_not_square_needs_its_ends():
     with pytest.raises(ValueError, match="4 times and 3 tasks"):
         metrics.forgetting(np.zeros((4, 3)))
+
+
+@pytest.mark.parametrize("ends", [[0, 2, 1], [1, 1, 2], [1, 2, 4], [-5, 1, 2]])
+def test_ends_are_rows_in_order(ends):
+    with pytest.raises(ValueError, match="should be increasing rows of the 4 times"):
+        metrics.minimum_accuracy(np.zeros((4, 3)), ends)
+
+
+def test_ends_may_be_counted_from_the_last():
+    fine = np.random.default_rng(0).random((6, 3))
+    for function in metrics.METRICS.values():
+        np.testing.assert_array_equal(function(fine, [-5, -3, -1]), function(fine, [1, 3, 5]))
+
+
+def test_tasks_need_not_be_evaluated_before_they_come():
+    late = np.where(np.tri(3, dtype=bool), R, np.nan)
+    for name, function in metrics.METRICS.items():
+        expected = np.nan if name == "forward_transfer" else function(R)
+        np.testing.assert_allclose(function(late), expected, err_msg=name)
+    lost = np.array(R)
+    lost[1, 0] = np.nan  # an accuracy after the task has come isn't left out
+    assert np.isnan(metrics.forgetting(lost))
+    assert np.isnan(metrics.average_incremental_accuracy(lost))

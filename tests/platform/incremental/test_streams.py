@@ -142,6 +142,7 @@ def test_a_permutation_moves_pixels_and_a_rotation_turns_the_image():
         ("class_incremental", Shared(experiences=12), {}, "stream.experiences = 12"),
         ("class_incremental", Shared(), {"classes": 11}, "there are 10 classes"),
         ("class_incremental", Shared(), {"class_order": (3, 3)}, "each at most once"),
+        ("class_incremental", Shared(), {"class_order": ()}, "should name classes from 0"),
         ("online", Shared(), {"class_order": (9, 10)}, "classes from 0 to 9"),
         ("task_incremental", Shared(), {"class_order": (9, 1)}, "between 1 and 2"),
         ("online", Shared(epochs=2), {}, "one pass"),

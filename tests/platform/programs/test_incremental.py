@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 
 from lamina.platform.errors import UserError
-from lamina.platform.incremental import metrics
+from lamina.platform.incremental import memory as memories
+from lamina.platform.incremental import metrics, results
 from lamina.platform.programs import incremental
 from lamina.platform.run import restore
 
@@ -99,8 +100,11 @@ def test_a_run_that_ends_before_its_first_checkpoint_leaves_no_record_twice(
 FINE = {"stream": {"name": "class_incremental", "experiences": 2}, "evaluation": {"every": 10}}
 
 
+PAST = {"name": "er", "memory": 40, "replay": 8, "policy": "reservoir", "past_only": True}
+
+
 @pytest.mark.parametrize(
-    "learner", [pytest.param(n, marks=pytest.mark.slow) for n in ("er", "ewc")] + ["icarl"]
+    "learner", [pytest.param(n, marks=pytest.mark.slow) for n in (PAST, "ewc")] + ["icarl"]
 )
 def test_data_that_stay_on_the_host_give_the_same_numbers(learner, learn):
     held, accuracy = learn(learner, "held", **FINE)
@@ -113,6 +117,23 @@ def test_data_that_stay_on_the_host_give_the_same_numbers(learner, learn):
     assert sorted(map(value, held.metrics)) == sorted(map(value, read.metrics))
     losses = [[r.value for r in run.metrics if r.name == "loss"] for run in (held, read)]
     np.testing.assert_allclose(*losses, rtol=1e-4)
+
+
+def test_a_memory_of_the_past_is_full_of_earlier_experiences_at_every_step(learn, monkeypatch):
+    held, real = {}, results.record_evaluations
+
+    def looked(recorder, cut, span, states, streams):
+        memory = states[0].learner["memory"]
+        there = np.asarray(memory["priority"]) < memories.EMPTY
+        held[int(span[1])] = np.bincount(np.asarray(memory["task"])[there], minlength=3)
+        real(recorder, cut, span, states, streams)
+
+    monkeypatch.setattr("lamina.platform.incremental.results.record_evaluations", looked)
+    learn(PAST, steps_per_call=20)
+    assert [held[20].sum(), held[40].tolist(), held[60][2]] == [0, [40, 0, 0], 0]
+    last = held[max(held)]
+    assert [held[60].sum(), last.sum()] == [40, 40]
+    assert (last > 4).all()  # a uniform sample of the stream
 
 
 def run_cut(learn, learner, keys, tmp_path):
@@ -312,6 +333,8 @@ def digits_like_texts(monkeypatch, stream_config):
     [
         ("er", {"learner__memory": 8}, "learner.memory = 8 is smaller than the 16 rows"),
         ("er", {"learner__replay": 0, "learner__memory": 20}, "smaller than the 32 rows"),
+        ("er", {"learner__memory": 10**12}, "a memory of 1000000000000 rows is too large"),
+        ("gem", {"learner__per_task": 10**12}, "a memory of 3000000000000 rows is too large"),
         ("ewc", {"stream": {"name": "online"}}, "'ewc' needs to know where an experience begins"),
         ("er", {"stream__experiences": 11}, "stream.experiences = 11 should lie between 1 and 10"),
         ("er", {"steps": 100}, "steps = 100: an incremental run doesn't have it"),
