@@ -77,7 +77,8 @@ def run(
 ) -> Result:
     """Runs an experiment in `workdir`, or goes on with the one that is there.
 
-    The same call again resumes a run that was killed, and returns the result of a finished one.
+    The same call again resumes a run that was killed, and returns the result of a finished one
+    (of a benchmark or a shoot-out it first runs the cells that were removed).
     A notebook's interrupt (SIGINT) and SIGTERM save a checkpoint and return what is there. A run
     that has diverged isn't repeated; one that has failed goes on from its last checkpoint. Seeds
     may be added to a finished run: they are trained in `seeds_1_2/` in its folder.
@@ -122,7 +123,8 @@ def _run(config, workdir, trust, console, devices) -> Result:
             if before is not None:
                 status = folder.read_status(workdir)
                 if status["state"] == "done" and folder.read_result(workdir):
-                    if not _longer(before, resolved) and not _other_methods(before, resolved):
+                    more = _longer(before, resolved) or _other_methods(before, resolved)
+                    if not more and program.is_whole(prepared, os.fspath(workdir)):
                         return read_result(os.fspath(workdir), "done", "")
                 elif status["state"] == "diverged" and before.to_dict() == configs.thaw(resolved):
                     raise DivergedError(f"{status.get('message')}\n{_DIVERGES_AGAIN}")

@@ -175,6 +175,11 @@ def describe(config: FrozenConfigDict, trust: Sequence[str], dataset: Dataset) -
     return [f"{len(names)} runs of {len(config.seeds)} seeds: {', '.join(names)}"]
 
 
+def is_whole(prepared: Prepared, workdir: str) -> bool:
+    """Tells whether all cells are done."""
+    return all(stage.is_done(os.path.join(workdir, cell.place)) for cell in prepared.cells)
+
+
 def run(prepared: Prepared, context: Context) -> Outcome:
     """Runs the cells that aren't done, and compares the learners of each stream.
 

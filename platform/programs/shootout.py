@@ -108,6 +108,15 @@ def _stream(pair: Pair) -> str:
     return f" of {stream.name} ({space.experiences} experiences), {pair.config.learner.name}"
 
 
+def is_whole(prepared: Prepared, workdir: str) -> bool:
+    """Tells whether all cells are stored."""
+    return all(
+        cells.read(workdir, pair, study) is not None
+        for pair in prepared.pairs
+        for study in (*range(len(pair.studies)), None)
+    )
+
+
 def shootout(prepared: Prepared, context: Context) -> Outcome:
     """Runs all cells that the folder doesn't have.
 

@@ -31,6 +31,8 @@ class Program(NamedTuple):
         run: `(parts, context)` to an `Outcome`.
         changes: `(old config, new config)` to the differences that forbid to resume.
         describe: `(config, trust, data set)` to what `lamina check` says besides.
+        is_whole: `(parts, run folder)` to whether a finished run still has all of its cells: where
+            one was removed, the same command runs it again.
     """
 
     schema: Schema
@@ -39,6 +41,7 @@ class Program(NamedTuple):
     run: Callable[..., Any]
     changes: Callable[..., Mapping[str, tuple[Any, Any]]]
     describe: Callable[..., Sequence[str]] = lambda config, trust, dataset: ()
+    is_whole: Callable[[Any, str], bool] = lambda parts, workdir: True
 
 
 PROGRAMS: Mapping[str, Program] = {
@@ -49,6 +52,7 @@ PROGRAMS: Mapping[str, Program] = {
         benchmark.run,
         incremental.forbidden_changes,
         benchmark.describe,
+        benchmark.is_whole,
     ),
     "incremental": Program(
         incremental.SCHEMA,
@@ -94,6 +98,7 @@ PROGRAMS: Mapping[str, Program] = {
         shootout.shootout,
         groups.forbidden_changes,
         shootout.describe,
+        shootout.is_whole,
     ),
     "sweep": Program(
         settings.SCHEMA,

@@ -5,27 +5,35 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
+from lamina.platform.errors import UserError
 from lamina.platform.incremental import checks
 from lamina.platform.incremental.learners import penalty
 from lamina.platform.training.learners import Learner, Mixed, Moment, Own, Setup
 
 
-def si(*, strength: float = 0.1, damping: float = 0.1) -> Learner:
+def si(*, strength: float = 0.1, damping: float = 0.1, clamp: tuple[float, ...] = ()) -> Learner:
     """Adds `strength sum_i Omega_i (th_i - th*_i)^2`.
 
     Zenke et al. (2017, arXiv 1703.04200). Along the way `w_i -= g_i dth_i`; at the end of an
     experience `Omega_i += w_i / ((th_i - th_start,i)^2 + damping)`, where g is the gradient of the
     task's loss without the penalty. Omega isn't clamped and may be negative, as in the paper.
+    Avalanche differs: its factor is c / 2, its xi 1e-7, its g has the gradient of the penalty in
+    it, and its Omega is clipped above at 1e-3, which is `clamp=(-1e30, 1e-3)`.
 
     Args:
         strength: c. Default 0.1: the paper's for permuted MNIST.
         damping: xi. Default 0.1: the paper's.
+        clamp: least and greatest Omega; (): any.
 
     Raises:
-        UserError: the strength is negative, or the damping not positive.
+        UserError: the strength is negative, the damping not positive, or the clamp no two numbers
+            in order.
     """
     checks.within(0, strength=strength)
     checks.positive(damping=damping)
+    if clamp and (len(clamp) != 2 or clamp[0] > clamp[1]):
+        raise UserError(f"learner.clamp = {clamp} should be (least, greatest), or ()")
+    clamped = lambda omega: jnp.clip(omega, *clamp) if clamp else omega
 
     def init(setup: Setup) -> Own:
         none = penalty.zeros(setup.params)
@@ -55,7 +63,7 @@ def si(*, strength: float = 0.1, damping: float = 0.1) -> Learner:
     def end(own: Own, state: Any, moment: Moment) -> tuple[Own, Any]:
         del moment
         importance = jax.tree.map(
-            lambda f, w, p, m: f + w / ((p - m) ** 2 + own["damping"]),
+            lambda f, w, p, m: clamped(f + w / ((p - m) ** 2 + own["damping"])),
             own["importance"],
             own["path"],
             state.params,

@@ -142,6 +142,18 @@ def test_si_paths_add_up_to_the_fall_of_a_quadratic_loss():
     assert not own["path"]["kernel"].any()
 
 
+def test_si_importances_stay_where_they_are_told_to():
+    ends = {}
+    for clamp in ((), (0.0, 1e-3)):
+        learner = create("si", clamp=clamp)
+        own = state_of(learner) | {"path": {"kernel": 0.01 * jnp.asarray(W)}}
+        own, _ = learner.end(own, types.SimpleNamespace(params=PARAMS), moment())
+        ends[clamp] = np.asarray(own["importance"]["kernel"])
+    assert ends[()].min() < 0
+    assert ends[()].max() > 1e-3
+    np.testing.assert_array_equal(ends[0.0, 1e-3], np.clip(ends[()], 0.0, 1e-3))
+
+
 def test_der_and_derpp_losses_of_two_draws():
     groups = {"stream": slice(0, 2), "logits": slice(2, 4), "labels": slice(4, 6)}
     stored = RNG.normal(size=(6, 4))
@@ -251,6 +263,8 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
         ("ewc", {"batches": -1}, "learner.batches = -1"),
         ("ewc", {"batches": 10**12}, "learner.batches = 1000000000000 should lie"),
         ("si", {"damping": 0.0}, "learner.damping = 0.0 should be above 0"),
+        ("si", {"clamp": (1.0, 0.0)}, r"learner.clamp = \(1.0, 0.0\) should be"),
+        ("si", {"clamp": (1.0,)}, "learner.clamp"),
         ("lwf", {"temperature": 0.0}, "learner.temperature = 0.0 should be above 0"),
         ("der", {"alpha": -1.0}, "learner.alpha = -1.0"),
         ("derpp", {"beta": -1.0}, "learner.beta = -1.0"),

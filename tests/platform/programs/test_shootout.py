@@ -160,6 +160,10 @@ def test_a_shootout_that_fails_half_way_goes_on_with_the_same_numbers(
     again = start(make_config(), tmp_path / "run")
     assert again.status == "done"
     assert timeless(again.summary) == timeless(finished[0].summary)
+    removed = tmp_path / "run" / "cells" / "quadratic" / "sgd" / "fresh.json"
+    removed.unlink()
+    assert timeless(start(make_config(), tmp_path / "run").summary) == timeless(again.summary)
+    assert removed.exists()
 
 
 def test_targets_that_nobody_meets_are_misses_and_score_0(tmp_path):
