@@ -25,8 +25,8 @@ from lamina.platform.training.learners import STREAM, Mixed
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.step import Recipe
 
-# What is folded into a moment's key at the end of an experience, for a sweep and for the rows that a
-# memory is given: the step after it folds small numbers into the same one.
+# What is folded into a moment's key at the end of an experience, for a sweep and for the rows that
+# a memory is given: the step after it folds small numbers into the same one.
 _SWEEP, _GIVEN = 2000, 3000
 
 
