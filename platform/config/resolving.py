@@ -168,6 +168,8 @@ def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[
     Raises:
         UserError: the name is neither in the table nor importable, or its package isn't trusted.
     """
+    if not isinstance(name, str):
+        raise UserError(f"{kind}.name = {name!r} should be text, such as {next(iter(table))!r}")
     if ":" not in name:
         if name not in table:
             raise UserError(

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from lamina.platform.config import MISSING, Option
 from lamina.platform.config.names import listing, nearest
@@ -55,6 +56,12 @@ RANGES: Mapping[str, Range] = {
     **dict.fromkeys(("learning_rate", "learning_rate_factor"), NOT_NEGATIVE),
     **dict.fromkeys(("beta1_c", "max_dim", "memory_size", "ns_steps", "rank"), POSITIVE),
     **dict.fromkeys(("precondition_every", "step_size_max", "step_size_min"), POSITIVE),
+    **dict.fromkeys(("adam_eps", "adam_factor", "alpha", "beta", "eta", "gamma"), NOT_NEGATIVE),
+    **dict.fromkeys(("clip_threshold", "clipping_threshold", "threshold"), NOT_NEGATIVE),
+    **dict.fromkeys(("init_estim_sq_dist", "initial_accumulator_value"), NOT_NEGATIVE),
+    **dict.fromkeys(("initial_scale", "min_dim_size_to_factor", "min_norm"), NOT_NEGATIVE),
+    **dict.fromkeys(("estim_lr0", "trust_coefficient"), POSITIVE),
+    **dict.fromkeys(("update_interval", "update_proj_gap"), POSITIVE),
     "eta_minus": Range(0, 1, above=True),
     "eta_plus": Range(1, math.inf),
 }
@@ -62,16 +69,31 @@ RANGES: Mapping[str, Range] = {
 
 
 def in_range(label: str, key: str, value: Any) -> None:
-    """Refuses a number outside the range of its key.
+    """Refuses a number outside the range of its key, and what is not a number for any key.
 
     Raises:
         UserError: names the range.
     """
     allowed = RANGES.get(key)
     for number in value if isinstance(value, tuple) else (value,):
-        known = isinstance(number, int | float | np.number)
-        if allowed and known and not allowed.holds(float(number)):
-            raise UserError(f"optimizer {label!r}: {key} = {value!r} should lie in {allowed}")
+        if not is_number(number) or isinstance(number, Tracer):
+            continue
+        if math.isnan(number) or (allowed and not allowed.holds(float(number))):
+            wanted = f"lie in {allowed}" if allowed else "be a number"
+            raise UserError(f"optimizer {label!r}: {key} = {value!r} should {wanted}")
+
+
+def same_form(label: str, key: str, value: Any, default: Any) -> None:
+    """Refuses a tuple that isn't as long as the default, or that has text for a number.
+
+    Raises:
+        UserError: shows the default.
+    """
+    if not isinstance(default, tuple):
+        return
+    alike = lambda v, d: isinstance(v, str) == isinstance(d, str)
+    if len(value) != len(default) or not all(map(alike, value, default)):
+        raise UserError(f"optimizer {label!r}: {key} = {value!r} should look like {default!r}")
 
 
 def keys(factory: Callable) -> dict[str, tuple[Option, bool]]:
@@ -129,41 +151,60 @@ def _is_plain_tuple(value: Any) -> bool:
 
 
 def checked(label: str, key: str, value: Any, wanted: Any) -> Any:
-    """Returns `value` as type `wanted`; arrays pass as numbers, ints as floats."""
+    """Returns `value` as type `wanted`; arrays of no dimension pass as numbers, ints as floats."""
     choices = typing.get_args(wanted)
     if choices:
         if value in choices:
             return value
         expected = "one of " + ", ".join(map(repr, choices))
         raise UserError(f"optimizer {label!r}: {key} = {value!r} should be {expected}")
-    if wanted in (int, float) and isinstance(value, jax.Array | np.ndarray | np.number):
-        return value
-    if wanted is float and isinstance(value, int | float) and not isinstance(value, bool):
-        return float(value)
-    if wanted is int and isinstance(value, int) and not isinstance(value, bool):
-        return value
-    if "dtype" in key.split("_") and isinstance(value, str):
+    if wanted in (int, float) and is_number(value, wanted):
+        return float(value) if wanted is float and isinstance(value, int) else value
+    if "dtype" in key.split("_"):
         return _dtype_name(label, key, value)
     if wanted in (bool, str) and isinstance(value, wanted):
         return value
+    if wanted is tuple and isinstance(value, list):
+        value = tuple(value)
     if wanted is tuple and _is_plain_tuple(value):
         return value
     article = "an" if wanted is int else "a"
     raise UserError(f"optimizer {label!r}: {key} = {value!r} should be {article} {wanted.__name__}")
 
 
-def _dtype_name(label: str, key: str, value: str) -> str:
+def is_number(value: Any, wanted: type = float) -> bool:
+    """Returns whether a value is one real number, plain or an array; a whole one for `int`."""
+    if isinstance(value, jax.Array | np.ndarray | np.generic):
+        kinds = (jnp.integer,) if wanted is int else (jnp.integer, jnp.floating)
+        return value.ndim == 0 and any(jnp.issubdtype(value.dtype, kind) for kind in kinds)
+    return isinstance(value, int if wanted is int else int | float) and not isinstance(value, bool)
+
+
+def _dtype_name(label: str, key: str, value: Any) -> str:
+    if isinstance(value, str) and not value:
+        return value
     try:
-        return jnp.dtype(value).name if value else value
-    except TypeError as error:
+        found = jnp.dtype(value)
+    except TypeError:
+        found = None
+    if found is None or not jnp.issubdtype(found, jnp.floating):
         raise UserError(
-            f"optimizer {label!r}: {key} = {value!r} should name a data type, such as 'bfloat16'"
-        ) from error
+            f"optimizer {label!r}: {key} = {value!r} should name a data type of floats, such "
+            "as 'bfloat16'"
+        )
+    return found.name
 
 
 def is_off(value: Any) -> bool:
     """Returns whether a value stands for None, where a factory takes None."""
     return isinstance(value, int | float | str) and not value
+
+
+def is_mask(factory: Callable, key: str, value: Any) -> bool:
+    """Returns whether this is a mask for the factory: a tree or function, which no config holds."""
+    if not key.endswith("mask") or isinstance(value, bool | int | float | str):
+        return False
+    return key in inspect.signature(factory).parameters
 
 
 def unknown(label: str, key: str, known: list[str]) -> UserError:

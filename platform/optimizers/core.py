@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from lamina.platform.optimizers.rprop import adapted_sizes, first_rate
+from lamina.platform.optimizers.rprop import adapted_sizes, check_bounds, first_rate
 
 
 class CoReState(NamedTuple):
@@ -83,10 +83,14 @@ def core(
         score_history: n; 0 for no plasticity.
         frozen: share of each array that is frozen, in [0, 1).
 
+    Raises:
+        ValueError: the smallest step size exceeds the largest.
+
     References:
         Eilers, West and others, The Continual Resilient (CoRe) Optimizer,
         https://arxiv.org/abs/2307.15663
     """
+    check_bounds(step_size_min, step_size_max)
 
     def init(params):
         zeros = optax.tree.zeros_like

@@ -137,7 +137,7 @@ def muon(
     def labels(params):
         def label(name, leaf):
             hidden = not NOT_HIDDEN.intersection((axes or {}).get(name) or ())
-            return "muon" if hidden and view(name, leaf.shape, axes) else "adamw"
+            return "muon" if hidden and leaf.size and view(name, leaf.shape, axes) else "adamw"
 
         return jax.tree.map(label, path_names(params), params)
 

@@ -30,6 +30,17 @@ def adapted_sizes(sizes, agreement, eta_minus, eta_plus, smallest, largest):
     return jnp.clip(sizes * factor, smallest, largest).astype(sizes.dtype)
 
 
+def check_bounds(smallest: Any, largest: Any) -> None:
+    """Refuses bounds that leave no step size between them; traced ones pass.
+
+    Raises:
+        ValueError: says which.
+    """
+    plain = isinstance(smallest, int | float) and isinstance(largest, int | float)
+    if plain and smallest > largest:
+        raise ValueError(f"step_size_min = {smallest} exceeds step_size_max = {largest}")
+
+
 def rprop(
     learning_rate: optax.ScalarOrSchedule,
     *,
@@ -53,10 +64,14 @@ def rprop(
         step_size_min: smallest step size.
         step_size_max: largest step size.
 
+    Raises:
+        ValueError: the smallest step size exceeds the largest.
+
     References:
         Riedmiller and Braun, A Direct Adaptive Method for Faster Backpropagation Learning: The
         RPROP Algorithm, ICNN 1993
     """
+    check_bounds(step_size_min, step_size_max)
 
     def init(params):
         rate = first_rate(learning_rate)

@@ -142,9 +142,13 @@ def _step(c: _Constants, taken: jax.Array, g: jax.Array, own: _Own) -> tuple[jax
     """
     count = jnp.maximum(taken, 1)
     correction = jnp.sqrt(1 - c.b2**count) / (1 - c.b1**count)
+    # Both averages take the same rotated array of what is new: where a gradient comes again its
+    # entries beside the diagonal are rounding errors, and a quotient of two of them has no bound.
+    new = _rotate(g, own.left_basis, own.right_basis)
+    before = _rotate(own.mu, own.left_basis, own.right_basis)
     mu = c.b1 * own.mu + (1 - c.b1) * g
-    nu = c.b2 * own.nu + (1 - c.b2) * _rotate(g, own.left_basis, own.right_basis) ** 2
-    rotated = _rotate(mu, own.left_basis, own.right_basis) / (jnp.sqrt(nu) + c.eps)
+    nu = c.b2 * own.nu + (1 - c.b2) * new**2
+    rotated = (c.b1 * before + (1 - c.b1) * new) / (jnp.sqrt(nu) + c.eps)
     direction = correction * _rotate_back(rotated, own.left_basis, own.right_basis)
     mu, nu, direction = jax.tree.map(
         lambda new, old: jnp.where(taken > 0, new, old).astype(g.dtype),

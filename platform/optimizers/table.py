@@ -143,7 +143,8 @@ def create(
         learning_rate: a number, or a function of the number of updates before this one.
         axes: path (`a/b/kernel`) to logical axes of the parameters, for methods that see matrices;
             without, all dimensions of an array but the last are rows.
-        **keys: see `options`; numbers may be (traced) arrays.
+        **keys: see `options`; numbers may be (traced) arrays, and None is what 0 or "" is in a
+            config. Masks of the factory, such as adamw's `mask`, are taken as in optax.
 
     Returns:
         The optimizer; `update` takes `value`, `grad`, `value_fn` and `metrics`, and ignores what it
@@ -155,16 +156,25 @@ def create(
     >>> optimizer = create("adamw", 1e-3, weight_decay=0.1)
     """
     factory, label = _factory(name), _label(name)
+    if not callable(learning_rate):
+        learning_rate = binding.checked(label, "learning_rate", learning_rate, float)
     if label in OPTIMIZERS:
         binding.in_range(label, "learning_rate", learning_rate)
     known = binding.keys(factory)
     arguments = {}
     for key, value in keys.items():
+        if binding.is_mask(factory, key, value):
+            arguments[key] = value
+            continue
         if key not in known:
             raise binding.unknown(label, key, list(known))
         option, optional = known[key]
+        if value is None and optional:
+            arguments[key] = None
+            continue
         value = binding.checked(label, key, value, option.type)
         if label in OPTIMIZERS:  # what a key of the user's own factory means is not known here
+            binding.same_form(label, key, value, option.default)
             binding.in_range(label, key, value)
         arguments[key] = None if optional and binding.is_off(value) else value
     missing = [k for k, (o, _) in known.items() if o.default is MISSING and k not in arguments]

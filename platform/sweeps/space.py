@@ -160,7 +160,7 @@ def _domain(key: str, entry: Any) -> tuple[Domain | None, str]:
         values = entry["values"]
         if not isinstance(values, tuple) or not values:
             return None, f".values = {values!r} should be a tuple with at least one value"
-        if len(set(map(repr, values))) != len(values):
+        if any(a == b for a, b in itertools.combinations(values, 2)):
             return None, f".values = {values!r} holds a value twice"
         return Domain(key, values), ""
     low: Any = entry.get("low")

@@ -84,7 +84,7 @@ def build(
         "best_points": by_pair(pairs, lambda p: again(p)["values"]),
         "cost": by_pair(pairs, lambda p: cost(p, again(p))),
         "curves": {
-            name: {p.optimizer: median_curve(again(p)) for p in pairs if p.workload == name}
+            name: {p.optimizer: median_curve(again(p), p.mode) for p in pairs if p.workload == name}
             for name in workloads
         },
     }
@@ -156,10 +156,14 @@ def early(
     return found
 
 
-def median_curve(trial: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns the median of the metric over the seeds, at each evaluation."""
+def median_curve(trial: Mapping[str, Any], mode: str) -> dict[str, Any]:
+    """Returns the median of the metric over the seeds, at each evaluation.
+
+    A seed that has diverged counts as worse than all others; where the median has, it is None.
+    """
+    worst = -math.inf if mode == "max" else math.inf
     columns = zip(*trial["curve"]["values"], strict=True)
-    middle = [statistics.median([math.nan if v is None else v for v in c]) for c in columns]
+    middle = [statistics.median([worst if v is None else v for v in c]) for c in columns]
     return {"steps": trial["curve"]["steps"], "values": [records.finite(v) for v in middle]}
 
 

@@ -235,6 +235,13 @@ def test_no_factory_looks_at_a_traced_number(name):
         ("prodigy", {"betas": (0.9, 1.5)}, "betas"),
         ("sgd", {"momentum": 2.0}, "momentum = 2.0"),
         ("rmsprop", {"decay": float("inf")}, "decay = inf"),
+        ("adamw", {"learning_rate": jnp.array(-1.0)}, "should lie in"),
+        ("adamw", {"b1": np.array(1.0)}, "should lie in"),
+        ("ademamix", {"alpha": -5.0}, "alpha = -5.0"),
+        ("lars", {"trust_coefficient": 0.0}, "trust_coefficient = 0.0"),
+        ("polyak_sgd", {"f_min": float("nan")}, "f_min = nan should be a number"),
+        ("rprop", {"step_size_min": 1.0, "step_size_max": 0.1}, "1.0 exceeds step_size_max = 0.1"),
+        ("core", {"step_size_min": 1.0}, "1.0 exceeds step_size_max = 0.01"),
     ],
 )
 def test_a_number_that_makes_no_sense_is_refused_early(name, keys, message):
@@ -290,11 +297,31 @@ def test_required_keys_of_a_factory_are_asked_for():
         ("muon", {"ns_steps": 2.5}, "should be an int"),
         ("muon", {"adam_learning_rate": 0.1}, "is not a key"),
         ("prodigy", {"betas": 0.9}, "should be a tuple"),
+        ("prodigy", {"betas": (0.9, 0.99, 0.9)}, r"should look like \(0.9, 0.999\)"),
+        ("prodigy", {"betas": ("a", "b")}, "should look like"),
+        ("adamw", {"b1": np.array([0.9, 0.8])}, "should be a float"),
+        ("muon", {"ns_steps": np.float32(2.5)}, "should be an int"),
+        ("adamw", {"learning_rate": "0.1"}, "learning_rate = '0.1' should be a float"),
+        ("adamw", {"learning_rate": None}, "learning_rate = None should be a float"),
+        ("adamw", {"learning_rate": np.ones(2)}, "should be a float"),
+        (None, {}, "optimizer.name = None should be text"),
     ],
 )
 def test_a_mistake_names_what_is_valid(name, keys, message):
     with pytest.raises(UserError, match=message):
-        create(name, 0.1, **keys)
+        create(name, **{"learning_rate": 0.1} | keys)
+
+
+def test_what_optax_takes_is_taken_from_python_too():
+    mask = {"w": True, "b": False}
+    optimizer = create("adamw", 0.1, weight_decay=0.5, mask=mask, mu_dtype=jnp.bfloat16)
+    params = start()
+    state = optimizer.init(params)
+    assert state[0].mu["b"].dtype == jnp.bfloat16
+    moved = optimizer.update(jax.tree.map(jnp.zeros_like, params), state, params)[0]
+    np.testing.assert_allclose(moved["w"], -0.05 * params["w"], rtol=1e-6)
+    assert not np.any(moved["b"])
+    assert not jax.tree.leaves(create("sgd", 0.1, momentum=None).init(params))
 
 
 def test_zero_stands_for_none_where_the_library_takes_none():

@@ -78,6 +78,24 @@ def test_no_parameters_at_all_are_none_to_move(name):
     assert optimizer.update({}, optimizer.init({}), {})[0] == {}
 
 
+@pytest.mark.parametrize("name", ["adamw", "core", "muon", "soap"])
+def test_a_parameter_without_elements_is_none_to_move(name):
+    params = {"w": jnp.ones((2, 3)), "empty": jnp.zeros((0, 3))}
+    optimizer = create(name, 0.1)
+    moved, _ = optimizer.update(params, optimizer.init(params), params)
+    assert moved["empty"].shape == (0, 3)
+
+
+def test_soap_takes_a_bounded_step_where_the_same_gradient_comes_again():
+    rng = np.random.default_rng(0)
+    grads = {"w": jnp.asarray(rng.normal(size=(16, 16)) * np.geomspace(1, 1e3, 16), jnp.float32)}
+    optimizer = create("soap", 1.0, weight_decay=0.0)
+    state = optimizer.init(grads)
+    for _ in range(2):  # the first only gives the bases
+        moved, state = optimizer.update(grads, state, grads)
+    assert jnp.linalg.norm(moved["w"]) < 16.01  # in its bases every entry is 1 at most
+
+
 @pytest.mark.parametrize("name", ["muon", "soap"])
 def test_matrices_that_are_stacked_for_a_scan_move_as_each_would_by_itself(name):
     target = jnp.asarray(np.random.default_rng(0).normal(size=(2, 3, 3)), jnp.float32)

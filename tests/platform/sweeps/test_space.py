@@ -71,6 +71,7 @@ def test_more_trials_begin_with_the_same_points_and_stay_in_their_ranges(method)
         ({"seeds": (0, 1)}, "every trial is run with all of config.seeds"),
         ({"clip_norm": {"values": ()}}, "with at least one value"),
         ({"clip_norm": (1.0, 1.0)}, "holds a value twice"),
+        ({"clip_norm": (1, 2.0, 1.0)}, "holds a value twice"),
         ({"clip_norm": {"low": "a", "high": 2}}, "should be two numbers"),
         ({"clip_norm": {"low": 2.0, "high": 1.0}}, "low below high"),
         ({"clip_norm": {"low": 0.0, "high": 1.0, "scale": "log"}}, "above 0 for scale = 'log'"),
