@@ -5,14 +5,14 @@ and the models are arrays, and nothing depends on the devices.
 """
 
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamina.platform.checkpoints.names import flatten, nearest
+from lamina.platform.checkpoints.names import flatten, nearest, path_name
 from lamina.platform.errors import UserError
 from lamina.platform.merging import random, trimming
 from lamina.platform.merging.method import Drop, Method, Trim
@@ -83,8 +83,9 @@ class Merger(NamedTuple):
             UserError: too few or too many models, no base, trees that don't fit each other (the
                 message names the leaf), weights that don't fit, or an argument that isn't taken.
         """
-        if isinstance(models, Mapping):
-            raise UserError(f"{self.name}: models should be a sequence of trees, not one mapping")
+        if isinstance(models, Mapping) or not isinstance(models, Iterable):
+            kind = type(models).__name__
+            raise UserError(f"{self.name}: models should be a sequence of trees, not one {kind}")
         for name in set(given) - set(TAKES.get(self.needs, given)):
             raise UserError(f"{self.name} takes no {name}=")
         try:
@@ -213,8 +214,8 @@ def _floating(leaf: Any) -> bool:
 def _axes_of(axes: Tree, names: list[str], leaves: dict[str, Any]) -> list[Axes]:
     if axes is None:
         return [(None,) * np.ndim(leaves[name]) for name in names]
-    flat, _ = jax.tree_util.tree_flatten_with_path(axes, is_leaf=lambda x: type(x) is tuple)
-    given = {"/".join(str(part.key) for part in path): value for path, value in flat}
+    flat, _ = jax.tree_util.tree_flatten_with_path(axes, is_leaf=_are_axes)
+    given = {path_name(path): value for path, value in flat}
     for name in names:
         if len(given.get(name, ())) != np.ndim(leaves[name]):
             raise ValueError(
@@ -222,6 +223,11 @@ def _axes_of(axes: Tree, names: list[str], leaves: dict[str, Any]) -> list[Axes]
                 f"{np.shape(leaves[name])}"
             )
     return [given[name] for name in names]
+
+
+def _are_axes(node: Any) -> bool:
+    """Tells whether a node of a tree of axes is those of one leaf, and not a tuple of branches."""
+    return type(node) is tuple and all(part is None or isinstance(part, str) for part in node)
 
 
 class _Layout(NamedTuple):

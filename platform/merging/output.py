@@ -48,7 +48,8 @@ class Stage:
         """
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
-            handle = os.open(self.folder, os.O_RDONLY)
+            # A link in its place could lead to a folder whose files are somebody's.
+            handle = os.open(self.folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
         except OSError as error:
             raise UserError(f"can't write {self.out}: {cause(error)}") from error
         try:
@@ -151,10 +152,14 @@ def other_files(folder: pathlib.Path) -> list[pathlib.Path]:
     could lead anywhere, and are left out, as is what is no file.
 
     Raises:
-        UserError: a link leads nowhere.
+        UserError: a link leads nowhere, or a file or folder can't be read.
     """
+
+    def unreadable(error: OSError) -> None:
+        raise UserError(f"can't read {error.filename}: {cause(error)}") from error
+
     found = []
-    for root, folders, names in os.walk(folder):
+    for root, folders, names in os.walk(folder, onerror=unreadable):
         folders[:] = [name for name in folders if not name.startswith(".")]
         for name in names:
             path = pathlib.Path(root, name)
@@ -163,6 +168,8 @@ def other_files(folder: pathlib.Path) -> list[pathlib.Path]:
             if not path.exists():
                 raise UserError(f"{path} is a link that leads nowhere: remove it")
             if path.is_file():
+                if not os.access(path, os.R_OK):
+                    raise UserError(f"can't read {path}: permission denied")
                 found.append(path.relative_to(folder))
     return sorted(found)
 
@@ -195,7 +202,7 @@ def carry_over(
 def _set_dtype(path: pathlib.Path, dtype: str) -> None:
     try:
         content: Any = json.loads(path.read_bytes())
-    except ValueError:
+    except (ValueError, RecursionError):
         return  # not ours to judge: it is carried over as it is
     if isinstance(content, dict):
         for key in ("torch_dtype", "dtype"):
@@ -210,6 +217,8 @@ def check_place(out: pathlib.Path, inputs: Sequence[Source], folder: bool) -> No
     Raises:
         UserError: the output's place isn't free.
     """
+    if out.name in ("", ".."):
+        raise UserError(f"--out={out} should be a file or a folder with a name of its own")
     if folder and out.name.endswith(_WEIGHTS):
         raise UserError(f"--out={out} should end in .safetensors, or be a folder's name")
     real = os.path.realpath(out)

@@ -156,8 +156,7 @@ def _index(folder: pathlib.Path) -> dict[str, list[str]]:
         raise UserError(f"{path} is damaged: it has no table weight_map ({error})") from error
     shards: dict[str, list[str]] = {}
     for tensor, file in pairs:
-        plain = isinstance(file, str) and os.path.basename(file) == file
-        if not plain or {"\\", "\0"} & set(file) or not file.endswith(".safetensors"):
+        if not _plain(file) or not file.endswith(".safetensors"):
             raise UserError(
                 f"{path}: {tensor!r} should be in a safetensors file of this folder, not {file!r}"
             )
@@ -165,6 +164,16 @@ def _index(folder: pathlib.Path) -> dict[str, list[str]]:
     if not shards:
         raise UserError(f"{path} names no tensors")
     return shards
+
+
+def _plain(file: Any) -> bool:
+    """Tells whether what an index names is a file's name, without a way to other folders."""
+    if not isinstance(file, str) or os.path.basename(file) != file or {"\\", "\0"} & set(file):
+        return False
+    try:
+        return bool(file.encode())
+    except UnicodeEncodeError:  # half of a surrogate pair, which JSON may hold
+        return False
 
 
 def _same_names(where: str, one: Sequence[str], other: Mapping[str, Any]) -> None:

@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from lamina.platform.config import EVERYONE, Kind, NoSettings, Schema, build, resolve
 from lamina.platform.errors import UserError
 from lamina.platform.merging import averages, rebasin, soup, sparse, spectral, with_data
@@ -43,12 +41,22 @@ def bind(name: str, keys: Mapping[str, Any]) -> Any:
         UserError: there is no such method, a key is unknown, missing, mistyped or out of range, or
             a factory of the user's gives something else.
     """
-    given = {k: v.item() if isinstance(v, np.generic) else v for k, v in keys.items()}
+    given = {key: _plain(value) for key, value in keys.items()}
     resolved = resolve({_KEY: {"name": name, **given}}, _SCHEMA)
     made = build(resolved[_KEY], _SCHEMA.kinds[_KEY], _KEY, EVERYONE)
     if not hasattr(made, "needs"):
         raise UserError(f"{name} gives a {type(made).__name__}, where a Method or Merger should be")
     return made
+
+
+def _plain(value: Any) -> Any:
+    """Returns a number of numpy's or jax's, or an array of one, as Python's."""
+    if getattr(value, "shape", None) != ():
+        return value
+    try:
+        return value.item()
+    except TypeError:  # it is being traced: no key can be
+        return value
 
 
 def create(name: str, **keys: Any) -> "Merger":

@@ -154,6 +154,8 @@ def test_places_that_no_path_leads_to_are_refused(paths, tmp_path):
     refused(paths, tmp_path, "can't be looked at", out=tmp_path / ("x" * 300 + ".safetensors"))
     refused(["y" * 300, *paths[1:]], tmp_path, "can't be looked at")
     refused(paths, tmp_path, "should end in .safetensors", out=tmp_path / "merged.bin")
+    for nameless in (".", ".."):
+        refused(paths, tmp_path, "with a name of its own", out=nameless)
 
 
 def test_weights_without_a_finite_sum_are_refused(paths, tmp_path):
@@ -247,7 +249,11 @@ def test_what_is_not_finite_is_refused_with_the_tensor(name, value, paths, tmp_p
 
 
 @pytest.mark.parametrize(
-    "file", ["../m1/secret.safetensors", "/etc/x.safetensors", "weights.bin", 3, "x\0.safetensors"]
+    "file",
+    [
+        *("../m1/secret.safetensors", "/etc/x.safetensors", "weights.bin", 3, "x\0.safetensors"),
+        "\ud800.safetensors",
+    ],
 )
 def test_an_index_that_leads_out_of_its_folder_is_refused(file, tmp_path, tensors):
     base = tensors(0)
@@ -321,6 +327,30 @@ def test_links_to_files_are_carried_over_and_links_to_folders_are_not(tmp_path, 
     assert (tmp_path / "out" / "pooling" / "config.json").read_text() == "secret"
     Path(paths[0], "vocab.txt").symlink_to(tmp_path / "gone")
     refused([paths[1], *paths], tmp_path, "vocab.txt is a link that leads nowhere", "linear", "out")
+
+
+def test_a_stage_that_is_a_link_is_not_followed(paths, tmp_path):
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis").write_text("years")
+    (tmp_path / ".out.safetensors.merging").symlink_to(mine)
+    refused(paths, tmp_path, "can't write .*out.safetensors")
+    assert (mine / "thesis").read_text() == "years"
+
+
+def test_files_that_cannot_be_read_are_named_before_anything_is_written(
+    tmp_path, tensors, monkeypatch
+):
+    paths = [folder_of(tmp_path / name, tensors(0)) for name in ("a", "b")]
+    monkeypatch.setattr(output.os, "access", lambda path, mode: path.name != "tokenizer.model")
+    refused([paths[1], *paths], tmp_path, "can't read .*tokenizer.model", "linear", "out")
+
+    def walk(top, onerror):
+        onerror(PermissionError(13, "Permission denied", f"{top}/pooling"))
+        yield from ()
+
+    monkeypatch.setattr(output.os, "walk", walk)
+    refused([paths[1], *paths], tmp_path, "can't read .*pooling: permission", "linear", "out")
 
 
 def test_a_merge_that_finds_another_at_work_leaves_it_alone(tmp_path):

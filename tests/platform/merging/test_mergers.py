@@ -2,6 +2,7 @@
 
 import json
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -234,6 +235,25 @@ def test_leaves_that_are_no_floats_come_from_the_base(base, models):
     assert merge("ties", with_count[1:], with_count[0])["count"] == 0
 
 
+class Pair(NamedTuple):
+    kernel: Any
+    rest: Any
+
+
+def test_axes_of_lists_tuples_and_named_tuples_are_those_of_dicts(models, base, axes):
+    nest = lambda tree: ([tree["conv"]], Pair(tree["blocks"]["kernel"], (tree["query"],)))
+    one = merge("iso_c", [nest(m) for m in models], nest(base), nest(axes))
+    same(one, nest(merge("iso_c", models, base, axes)))
+    with pytest.raises(UserError, match="axes of '0/0' are None"):
+        merge("linear", [nest(m) for m in models], None, ([], nest(axes)[1]))
+
+
+def test_keys_may_be_numbers_of_numpy_and_jax(models, base):
+    expected = merge("task_arithmetic", models, base, scale=0.5)
+    for half in (np.float32(0.5), np.asarray(0.5), jnp.float32(0.5)):
+        same(merge("task_arithmetic", models, base, scale=half), expected)
+
+
 @pytest.mark.parametrize("name", LEAFWISE)
 def test_trees_without_a_number_to_merge_stay(name):
     trees = [{"count": np.arange(3), "none": np.zeros((0, 2), np.float32)}] * 2
@@ -269,7 +289,7 @@ def test_leaves_that_are_no_numbers_of_one_kind_are_refused(one, other, message)
 def test_arguments_that_are_not_taken_are_refused(name, given, message, models, base):
     with pytest.raises(UserError, match=message):
         merging.create(name)(models, base=base, **given)
-    with pytest.raises(UserError, match="a sequence of trees, not one mapping"):
+    with pytest.raises(UserError, match="a sequence of trees, not one dict"):
         merging.create(name)({"one": models[0], "other": models[1]})
 
 
@@ -288,6 +308,8 @@ def test_what_does_not_fit_is_refused_with_its_name(models, base):
         merging.create("model_stock")(models[:1], base=base)
     with pytest.raises(UserError, match="no models"):
         merging.create("linear")([])
+    with pytest.raises(UserError, match="not one NoneType"):
+        merging.create("linear")(None)
     with pytest.raises(UserError, match="needs 3 weights"):
         merging.create("linear")(models, weights=(1, 2))
     with pytest.raises(UserError, match="takes no weights"):
