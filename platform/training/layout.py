@@ -124,21 +124,8 @@ def state_shardings(
         return nested({name: of(name, leaf) for name, leaf in flat(tree).items()})
 
     def moments(optimizer: optax.GradientTransformation, tree: Any) -> Any:
-        return optax.tree_utils.tree_map_params(
-            optimizer,
-            lambda leaf, sharding, param: (
-                leaf
-                if isinstance(leaf, optax.MaskedNode)
-                else sharding
-                if leaf.shape == param.shape
-                else whole
-            ),
-            tree,
-            of_params(state.params, state=True),
-            state.params,
-            transform_non_params=lambda leaf: whole,
-            is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),  # another part's parameter
-        )
+        like = of_params(state.params, state=True)
+        return _of_optimizer(optimizer, tree, state.params, like, whole)
 
     def of_learner(tree: Any) -> Any:
         like = flat(of_params(state.params, state=True))
@@ -149,8 +136,7 @@ def state_shardings(
     outer = optimizer
     if islands is not None:
         one = jax.tree.map(lambda a: jax.ShapeDtypeStruct(a.shape[1:], a.dtype), state.islands)
-        own = jax.tree.map(lambda leaf: whole, one)
-        own["learner"] = of_learner(one["learner"])
+        own = jax.tree.map(lambda leaf: whole, one) | {"learner": of_learner(one["learner"])}
         if isinstance(islands.method, Rounds):
             outer = islands.method.outer
             own["params"] = of_params(one["params"])
@@ -174,6 +160,35 @@ def state_shardings(
         hyper=everywhere.hyper,
     )
     return jax.tree.map(lambda s: _leading(s, mesh, "seed"), shardings) if seed_axis else shardings
+
+
+def _of_optimizer(
+    optimizer: optax.GradientTransformation, tree: Any, params: Any, like: Any, whole: NamedSharding
+) -> Any:
+    """Returns the shardings of an optimizer's state.
+
+    Args:
+        optimizer: whose state it is.
+        tree: the state.
+        params: its parameters.
+        like: a sharding for each: moments of a parameter's shape have it.
+        whole: of everything else.
+    """
+
+    def place(leaf: Any, sharding: NamedSharding, param: Any) -> Any:
+        if isinstance(leaf, optax.MaskedNode):  # a parameter of another part of the optimizer
+            return leaf
+        return sharding if leaf.shape == param.shape else whole
+
+    return optax.tree_utils.tree_map_params(
+        optimizer,
+        place,
+        tree,
+        like,
+        params,
+        transform_non_params=lambda leaf: whole,
+        is_leaf=lambda leaf: isinstance(leaf, optax.MaskedNode),
+    )
 
 
 def _of_learner(
