@@ -1,10 +1,13 @@
 """What schedules are made of: warm-up, progress, and checks that traced numbers pass."""
 
+import itertools
+import math
 from collections.abc import Callable
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from lamina.platform.errors import UserError
 
@@ -49,3 +52,19 @@ def check(condition: bool | jax.Array, message: str) -> None:
     """Refuses a mistake; what depends on a traced number can't be looked at."""
     if not isinstance(condition, jax.Array) and not condition:
         raise UserError(f"schedule: {message}")
+
+
+def check_factors(**factors: Number) -> None:
+    """Refuses factors of the peak that are negative or no numbers, by their names."""
+    for name, factor in factors.items():
+        known = isinstance(factor, int | float | np.number) and math.isfinite(factor)
+        good = isinstance(factor, jax.Array) or (known and bool(factor >= 0))
+        check(good, f"{name} = {factor!r} should be a number, 0 or more")
+
+
+def check_boundaries(boundaries: tuple[int, ...], last: float = math.inf) -> None:
+    """Refuses steps that don't increase from 1 on, to below `last`."""
+    whole = all(isinstance(s, int | np.integer) and not isinstance(s, bool) for s in boundaries)
+    good = whole and all(a < b for a, b in itertools.pairwise((0, *boundaries, last)))
+    within = f"above 0 and below the {last} steps" if last < math.inf else "above 0"
+    check(good, f"boundaries = {boundaries!r} should be increasing whole numbers, {within}")

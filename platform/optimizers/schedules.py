@@ -24,6 +24,8 @@ from lamina.platform.optimizers.plateau import plateau
 from lamina.platform.optimizers.ramps import (
     Schedule,
     check,
+    check_boundaries,
+    check_factors,
     progress,
     real,
     share,
@@ -56,6 +58,7 @@ def linear(steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> S
     >>> linear(4)(np.arange(5)).tolist()
     [1.0, 0.75, 0.5, 0.25, 0.0]
     """
+    check_factors(final_factor=final_factor)
     decay = steps_after_warmup(steps, warmup_steps)
 
     def schedule(step):
@@ -76,6 +79,7 @@ def cosine(steps: int, *, warmup_steps: int = 0, final_factor: float = 0.0) -> S
     References:
         Loshchilov and Hutter, SGDR, https://arxiv.org/abs/1608.03983 (one cycle, no restart)
     """
+    check_factors(final_factor=final_factor)
     decay = steps_after_warmup(steps, warmup_steps)
 
     def schedule(step):
@@ -108,6 +112,7 @@ def one_cycle(
     References:
         Smith and Topin, Super-Convergence, https://arxiv.org/abs/1708.07120
     """
+    check_factors(start_factor=start_factor, final_factor=final_factor)
     check(steps >= 1, f"steps = {steps} should be 1 or more")
     check(
         (rise_fraction >= 0) & (rise_fraction < 1),
@@ -149,6 +154,7 @@ def wsd(
         2. Hägele et al., Scaling Laws and Compute-Optimal Training Beyond Fixed Training Durations,
            https://arxiv.org/abs/2405.18392
     """
+    check_factors(final_factor=final_factor)
     check(
         (decay_fraction >= 0) & (decay_fraction <= 1),
         f"decay_fraction = {decay_fraction} should be in [0, 1]",
@@ -236,17 +242,14 @@ def piecewise(
         len(factors) == len(boundaries) + 1,
         f"{len(boundaries)} boundaries need {len(boundaries) + 1} factors, not {len(factors)}",
     )
-    points = (0, *boundaries)
-    check(
-        all(a < b for a, b in zip(points, boundaries, strict=False)),
-        f"boundaries = {boundaries} should be increasing and above 0",
-    )
+    check_boundaries(boundaries)
+    check_factors(**{f"factors[{i}]": factor for i, factor in enumerate(factors)})
     check(warmup_steps >= 0, f"warmup_steps = {warmup_steps} should be 0 or more")
     values = np.asarray(factors, np.float32)
 
     def schedule(step):
         if interpolate:
-            factor = jnp.interp(real(step), np.asarray(points, np.float32), values)
+            factor = jnp.interp(real(step), np.asarray((0, *boundaries), np.float32), values)
         else:
             index = jnp.searchsorted(np.asarray(boundaries, np.int32), step, side="right")
             factor = jnp.asarray(values)[index]

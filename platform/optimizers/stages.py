@@ -1,13 +1,21 @@
 """Schedules for training that goes on: an endless one, and one that starts anew for new data."""
 
-import itertools
 import math
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from lamina.platform.optimizers.ramps import Schedule, check, progress, real, share, warmup
+from lamina.platform.optimizers.ramps import (
+    Schedule,
+    check,
+    check_boundaries,
+    check_factors,
+    progress,
+    real,
+    share,
+    warmup,
+)
 
 
 def infinite(
@@ -82,11 +90,9 @@ def rewarm(
         2. Ibrahim et al., Simple and Scalable Strategies to Continually Pre-train Large Language
            Models, https://arxiv.org/abs/2403.08763
     """
+    check_boundaries(boundaries, steps)
+    check_factors(final_factor=final_factor)
     points = (0, *boundaries, steps)
-    check(
-        all(a < b for a, b in itertools.pairwise(points)),
-        f"boundaries = {boundaries} should increase within {steps} steps",
-    )
     check(
         (warmup_fraction >= 0) & (warmup_fraction < 1),
         f"warmup_fraction = {warmup_fraction} should be in [0, 1)",
