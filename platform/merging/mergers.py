@@ -283,8 +283,8 @@ def _dropped(method: Method, name: str, values, weights, layer):
     size = values[0].size
     places = jnp.arange(size, dtype=jnp.uint32) + jnp.uint32(size) * jnp.uint32(layer)
     kept = []
-    for number, value in enumerate(values):
-        key = random.tensor_key(drop.seed, name, number)
+    (keys,) = random.tensor_keys(drop.seed, [name], len(values))
+    for key, value in zip(keys, values, strict=True):
         stays = random.keeps(jnp, key, places, drop.density).reshape(value.shape)
         kept.append(value * stays.astype(value.dtype))
     magnitudes = [jnp.stack([jnp.abs(v).sum() for v in each]) for each in (values, kept)]

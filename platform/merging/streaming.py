@@ -228,6 +228,9 @@ class _State:
         self.limits: list[list[limits.Limit]] = []  # by unit
         # Where a unit begins in what trimming looks at: the unit itself, or all of them.
         self.starts = [0] * len(planned.units)
+        if isinstance(method.prune, Drop):
+            paths = [unit.name for unit in planned.units]
+            self.keys = random.tensor_keys(method.prune.seed, paths, len(planned.sources) - 1)
 
     def prepare(self, progress: Callable[[int], None]) -> None:
         """Goes through the data as often as the method needs before it can be merged."""
@@ -307,17 +310,10 @@ class _State:
                 values = [c.cut(value, place) for c, value in zip(cuts, values, strict=True)]
             if isinstance(prune, Drop):
                 before = [np.abs(value).sum() for value in values] if rescales(self.method) else []
-                values = self._drop(prune, unit.name, piece.first + first, values)
+                random.drop(prune, self.keys[piece.unit], piece.first + first, values)
                 yield values, base, before
                 continue
             yield values, base, []
-
-    def _drop(self, drop: Drop, name: str, place: int, values: list[np.ndarray]):
-        places = np.arange(place, place + values[0].size, dtype=np.uint64)
-        words = ((places >> np.uint64(32)).astype(np.uint32), places.astype(np.uint32))
-        keys = [random.tensor_key(drop.seed, name, number) for number in range(len(values))]
-        stays = [random.keeps(np, key, words, drop.density) for key in keys]
-        return [np.multiply(v, s, out=v) for v, s in zip(values, stays, strict=True)]
 
     def _sums(self, pieces: list[Piece], function: Callable[..., Any], progress) -> list[Any]:
         """Adds up over the blocks of each piece, in float64."""

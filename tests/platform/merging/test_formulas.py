@@ -176,10 +176,10 @@ def test_iso_c_makes_singular_values_equal(inputs):
 
 
 def test_dare_is_its_formula_with_the_bits_of_jax_random(inputs):
-    from lamina.platform.merging.random import tensor_key
+    from lamina.platform.merging.random import tensor_keys
 
     def kept(name, number, shape):
-        words = np.asarray(tensor_key(7, name, number), np.uint32)
+        words = tensor_keys(7, [name], number + 1)[0, number]
         bits = jax.random.bits(jax.random.wrap_key_data(words), shape, "uint32")
         return np.asarray(bits) < round(0.4 * 2**32)
 
