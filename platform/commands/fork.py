@@ -40,15 +40,31 @@ def main(arguments: Sequence[str]) -> int:
 
     folder.check_run(source)
     path = os.path.join(source, folder.CONFIG)
-    if not os.path.exists(os.path.join(workdir, folder.CONFIG)):
+    if not os.path.exists(os.path.join(workdir, folder.CONFIG)) or was_refused(workdir):
         copy_past(source, given.flags["at"], workdir)
     trust = [f"--trust={','.join(given.flags['trust'])}"] if given.flags["trust"] else []
     changes = [f"--config.{key}={text}" for key, text in given.overrides]
     return running.main([f"--config={path}", f"--workdir={workdir}", *trust, *changes])
 
 
+def was_refused(workdir: str) -> bool:
+    """Tells whether the folder has a fork that failed before it learned anything.
+
+    So does one whose config doesn't fit the checkpoint: the mended command begins anew.
+    """
+    from lamina.platform.checkpoints import restoring
+    from lamina.platform.reporting import folder, storage
+
+    parents = storage.read_object(storage.as_path(workdir) / folder.LINEAGE).get("parents", [])
+    begun = {_step_of(os.path.basename(parent)) for parent in parents}
+    known = set(restoring.list_steps(os.path.join(workdir, folder.CHECKPOINTS)))
+    return bool(begun) and known <= begun and folder.read_status(workdir)["state"] == "failed"
+
+
 def copy_past(source: str, step: int, workdir: str) -> None:
     """Makes a folder that has a run's past up to one of its checkpoints.
+
+    Of a fork that was begun there before, nothing stays that a run would go on from.
 
     Raises:
         UserError: there is no such checkpoint, or the folder isn't empty.
@@ -79,6 +95,10 @@ def copy_past(source: str, step: int, workdir: str) -> None:
         storage.write_bytes(root / folder.METRICS, kept)
         target = root / folder.CHECKPOINTS
         target.mkdir(exist_ok=True)
+        (root / folder.CONFIG).unlink(missing_ok=True)
+        for other in list(target.iterdir()):
+            if _step_of(other.name) not in (-1, chosen):
+                shutil.rmtree(other)
         newest = max(
             (p for p in storage.as_path(checkpoints).iterdir() if _step_of(p.name) == chosen),
             key=lambda p: len(p.name),

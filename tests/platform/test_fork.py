@@ -48,6 +48,13 @@ def test_a_fork_shares_the_past_and_has_another_future(tmp_path, capsys):
     capsys.readouterr()
     assert cli.main(["fork", f"--from={parent}", "--at=7", f"--workdir={tmp_path}/no"]) == 2
     assert "has checkpoints of the steps 3, 6, 9" in capsys.readouterr().err
+    # What was refused leaves nothing that the mended command, of another step, would go on from.
+    again = tmp_path / "again"
+    fork = ["fork", f"--from={parent}", f"--workdir={again}"]
+    assert cli.main([*fork, "--at=9", "--config.model.widths=5,"]) == 2
+    assert "was made by another model" in capsys.readouterr().err
+    assert cli.main([*fork, "--at=6", "--config.learner.strength=1e5"]) == 0
+    assert "continues after step 6" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("missing", ["--from", "--workdir"])
