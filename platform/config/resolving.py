@@ -5,6 +5,7 @@ import inspect
 import types
 import typing
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from contextvars import ContextVar
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, FrozenConfigDict
@@ -15,6 +16,9 @@ from lamina.platform.errors import UserError
 
 EVERYONE = ("*",)
 """Trust for configs that the user wrote as Python: any `module:factory` name may be imported."""
+
+_TRUSTED: ContextVar[Sequence[str]] = ContextVar("trusted", default=EVERYONE)
+"""What the config is trusted with whose factory is being called: it may look up names itself."""
 
 
 class Option(NamedTuple):
@@ -165,6 +169,9 @@ def drop_foreign(
 def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[str]) -> Callable:
     """Returns the factory called `name`: a table's entry, or the user's `"package.module:factory"`.
 
+    While `build` calls a factory, nothing is trusted that the factory's own config isn't: the names
+    in it (the links of a chain of learners) are as much somebody's data.
+
     Raises:
         UserError: the name is neither in the table nor importable, or its package isn't trusted.
     """
@@ -179,7 +186,8 @@ def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[
         return table[name]
     module_name, _, attribute = name.partition(":")
     package = module_name.partition(".")[0]
-    if tuple(trust) != EVERYONE and package not in trust:
+    allowed = _TRUSTED.get() if tuple(trust) == EVERYONE else trust
+    if tuple(allowed) != EVERYONE and package not in allowed:
         raise UserError(
             f"{kind}.name = {name!r} would import somebody's code: "
             f"pass --trust={package} if you trust that package"
@@ -209,10 +217,13 @@ def build(block: Mapping, kind: Kind, key: str, trust: Sequence[str], *supplied:
     factory = lookup(block["name"], kind.table, key, trust)
     keys = kind.options(factory)
     arguments = {k: thaw(v) for k, v in block.items() if k in keys}
+    outer = _TRUSTED.set(_TRUSTED.get() if tuple(trust) == EVERYONE else trust)
     try:
         return factory(*supplied, **arguments)
     except ValueError as error:
         raise UserError(f"{key} ({block['name']}): {error}") from error
+    finally:
+        _TRUSTED.reset(outer)
 
 
 def _block(config, key: str, problems: list[str]) -> Mapping[str, Any]:

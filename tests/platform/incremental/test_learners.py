@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from lamina.models.spec import Output
+from lamina.platform import config as configs
 from lamina.platform.errors import UserError
-from lamina.platform.incremental.learners import LEARNERS, agem, chain, create, ewc, gem, lwf
+from lamina.platform.incremental.learners import LEARNERS, agem, chain, create, ewc, gem, lwf, table
 from lamina.platform.training.learners import Mixed, Moment, Setup, Space
 
 pytestmark = pytest.mark.usefixtures("x64")
@@ -253,6 +254,20 @@ def test_every_learner_can_be_made_and_a_wrong_key_is_named():
             create(name)
     with pytest.raises(UserError, match=r"learner\.strenght is not a key"):
         create("ewc", strenght=1.0)
+
+
+def test_links_of_somebody_else_need_trust_as_learners_do():
+    keys = {"name": "chain", "links": ("er", "colorsys:hls_to_rgb"), "options": {}}
+    with pytest.raises(UserError, match=r"links, 'colorsys:hls_to_rgb': .*--trust=colorsys"):
+        configs.build(keys, table.KIND, "learner", ())
+    keys["links"] = ("er", own := f"{__name__}:mine")
+    trusted = configs.build(keys, table.KIND, "learner", (__name__.partition(".")[0],))
+    assert set(trusted.hyper) == {own}
+    assert create("chain", links=(own,)).hyper  # a config of one's own code
+
+
+def mine(*, strength: float = 1.0):
+    return create("ewc", strength=strength)
 
 
 @pytest.mark.parametrize(
