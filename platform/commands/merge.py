@@ -20,7 +20,9 @@ FLAGS = {
     "weights": Flag((), "a number for each model"),
     "dtype": Flag("", "float32, float16 or bfloat16; default: as the base or the first model"),
     "statistics": Flag((), "for method fisher: a file of each model's, as statistics.save writes"),
-    "align": Flag(False, "match the units of all to the base's or the first's before (runs only)"),
+    "align": Flag(
+        False, "match the units of all to the base's or the first's before (runs, or files of such)"
+    ),
     "dry_run": Flag(False, "check everything that headers tell, and write nothing"),
     "trust": Flag((), "packages whose factories the runs' configs may name"),
 }

@@ -34,7 +34,7 @@ def from_json(text: str, where: str = "JSON") -> ConfigDict:
     """
     try:
         tree = json.loads(text)
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{where} is not valid JSON: {error}") from error
     if not isinstance(tree, dict):
         raise UserError(f"{where} should hold a JSON object, not {type(tree).__name__}")

@@ -130,7 +130,10 @@ def prepare(recipe: Recipe, out: str) -> Prepared:
     path = local_path(out)
     folder = path.suffix != ".safetensors"
     if folder and not sources[0].shards:
-        raise UserError(f"--out={out}: runs are merged to one file, such as {path}.safetensors")
+        raise UserError(
+            f"--out={out}: runs and aligned models are merged to one file, such as "
+            f"{path}.safetensors"
+        )
     check_place(path, [*sources, *([recipe.base] if recipe.base else [])], folder)
     if folder and sources[0].folder is not None:
         other_files(sources[0].folder)

@@ -3,8 +3,10 @@
 import sys
 import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
+
+import numpy as np
 
 from lamina.platform.errors import UserError
 from lamina.platform.merging import files, sources
@@ -38,7 +40,8 @@ def prepare(
         out: a file that ends in .safetensors, or a folder.
         trust: packages whose factories the runs' configs may name.
         align: whether to match the units of each model to those of the base, or of the first model
-            (weight matching, Ainsworth et al. 2022, 2209.04836), before merging: of runs only.
+            (weight matching, Ainsworth et al. 2022, 2209.04836), before merging. The first has to
+            say what model it is: a run, or a file of `lamina export` or of merged runs.
         statistics: for methods with data: a file for each model, as `statistics.save` writes it.
 
     Raises:
@@ -69,35 +72,44 @@ def open_model(path: str, trust: Sequence[str]) -> Source:
     """
     if not _is_run(path):
         return sources.open_source(path)
+    from lamina.platform.checkpoints import names
     from lamina.platform.merging import symmetries
     from lamina.platform.training import trained
 
     found = trained.read(path, trust=trust)
-    return _source(path, found, symmetries.joined(found.params, found.model_state))
+    tree = names.flatten(symmetries.joined(found.params, found.model_state))
+    arrays = {name: np.asarray(leaf) for name, leaf in tree.items()}
+    return _in_memory(path, arrays, trained.describe(found), _axes(found.model.axes))
 
 
 def _open_all(paths: Sequence[str], trust: Sequence[str], align: bool) -> list[Source]:
     """Opens models, and matches the units of all to those of the first if that is wanted."""
     if not align:
         return [open_model(path, trust) for path in paths]
-    for path in paths:
-        if not _is_run(path):
-            raise UserError(
-                f"--align needs runs, and {path} is none: a file doesn't tell which units of a "
-                "model may change places"
-            )
+    from lamina.platform.checkpoints import names
     from lamina.platform.merging import matching, symmetries
     from lamina.platform.training import trained
 
-    opened, reference, spec = [], None, None
+    opened: list[Source] = []
+    reference, spec = None, None
     for path in paths:
-        found = trained.read(path, trust=trust)
-        tree = symmetries.joined(found.params, found.model_state)
-        if reference is None or spec is None:
-            reference, spec = tree, symmetries.derive(found.model, found.spec).spec
-        else:
-            tree = matching.align(spec, reference, tree)
-        opened.append(_source(path, found, tree))
+        source = open_model(path, trust)
+        # Units are matched in the models as a whole.
+        held = {n: t.flat(0, t.size).reshape(t.shape) for n, t in source.tensors.items()}
+        for name, array in held.items():
+            if array.dtype in sources.FLOATS and not np.isfinite(array.astype(np.float64)).all():
+                raise UserError(f"{path}: {name!r} holds NaN or infinities")
+        if spec is None:
+            header = next(iter(source.metadata.values()), {})
+            model, data = trained.described(header, path, trust)
+            wanted = names.flatten(symmetries.joined(model.params, model.model_state))
+            told = Source(f"the model that it describes, {header['model']}", wanted, {}, {})
+            sources.check_fit([source, told])
+            reference, spec = held, symmetries.derive(model, data).spec
+            opened.append(_in_memory(path, held, header, _axes(model.axes)))
+            continue
+        sources.check_fit([opened[0], source])
+        opened.append(_in_memory(path, matching.align(spec, reference, held)))
     return opened
 
 
@@ -112,14 +124,14 @@ def _is_run(path: str) -> bool:
     return not (local / folder.CONFIG).exists() or "program" in folder.read_config(local)
 
 
-def _source(path: str, found: Any, tree: Any) -> Source:
-    import numpy as np
-
-    from lamina.platform.checkpoints import names
-    from lamina.platform.training import trained
-
-    tensors = {name: InMemory(np.asarray(leaf)) for name, leaf in names.flatten(tree).items()}
-    return Source(path, tensors, {}, {"": trained.describe(found)}, None, _axes(found.model.axes))
+def _in_memory(
+    path: str,
+    arrays: Mapping[str, Any],
+    header: Mapping[str, str] | None = None,
+    axes: Mapping[str, tuple[str | None, ...]] | None = None,
+) -> Source:
+    tensors = {name: InMemory(array) for name, array in arrays.items()}
+    return Source(path, tensors, {}, {"": header or {}}, None, axes or {})
 
 
 def _axes(tree: Any, prefix: str = "") -> dict[str, tuple[str | None, ...]]:

@@ -1,9 +1,10 @@
 """Reads what a run has trained: the model and its weights, without the data it was trained on."""
 
 import json
+import operator
 import os
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -11,7 +12,7 @@ import jax.numpy as jnp
 from jax.sharding import Sharding
 from ml_collections import FrozenConfigDict
 
-from lamina.models.functional import FunctionalModel
+from lamina.models.functional import FunctionalModel, functional
 from lamina.models.spec import DataSpec
 from lamina.platform import config as configs
 from lamina.platform.checkpoints import names, restoring
@@ -148,6 +149,42 @@ def describe(found: Trained) -> dict[str, str]:
         "step": str(found.step),
         "seed": str(found.seed),
     }
+
+
+def described(
+    header: Mapping[str, str], where: str, trust: Sequence[str] = ()
+) -> tuple[FunctionalModel, DataSpec]:
+    """Returns the model that `describe` told of, without its weights.
+
+    Args:
+        header: what a file says of itself.
+        where: the file, for messages.
+        trust: packages whose factories the description may name.
+
+    Raises:
+        UserError: it tells of no model, or of none that there is.
+    """
+    if not {"model", "spec"} <= set(header):
+        raise UserError(
+            f"{where} doesn't say what model it is of: a file of `lamina export` or `lamina merge` "
+            "of runs does, or give the run"
+        )
+    kind = experiment.SCHEMA.kinds["model"]
+    try:
+        spec = json.loads(header["spec"])
+        shape, outputs = tuple(map(operator.index, spec["input_shape"])), spec["outputs"]
+        data = DataSpec(shape, jnp.dtype(spec["input_dtype"]).name, operator.index(outputs))
+        if min(*shape, data.outputs) < 1:
+            raise ValueError("a size is not positive")
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise UserError(f"{where} is damaged: it doesn't say what its model fits") from error
+    schema = configs.Schema(configs.NoSettings, {}, {"model": kind})
+    try:
+        block = configs.resolve({"model": configs.from_json(header["model"])}, schema, trust).model
+        build = lambda rngs: configs.build(block, kind, "model", trust, rngs, data, jnp.float32)
+        return functional(build), data
+    except UserError as error:
+        raise UserError(f"{where} tells of a model that can't be made: {error}") from error
 
 
 def _spec(found: Restored, root: str) -> DataSpec:
