@@ -41,7 +41,8 @@ def diloco(
         whole: sends an array to all islands.
         number: of islands; they divide the batch.
         every: H, steps of a round (default: the paper's).
-        outer: an optimizer's name and keys (default: the paper's; 0.7, 0.9).
+        outer: an optimizer's name and keys (default: the paper's; 0.7, 0.9); without a name, keys
+            of the default to change.
         compression: of the differences d.
 
     Raises:
@@ -52,15 +53,15 @@ def diloco(
         Douillard et al. 2023, DiLoCo: Distributed Low-Communication Training of Language Models,
         https://arxiv.org/abs/2311.08105
     """
-    keys = dict(outer)
-    missing = [key for key in ("name", "learning_rate") if key not in keys]
-    if missing:
-        raise UserError(f"islands.outer.{missing[0]} is missing")
+    keys = dict(outer) if "name" in outer else {**NESTEROV, **outer}
+    if "learning_rate" not in keys:
+        raise UserError("islands.outer.learning_rate is missing")
     try:
-        transformation = table.create(keys.pop("name"), keys.pop("learning_rate"), **keys)
+        name = keys.pop("name")
+        transformation = table.create(name, keys.pop("learning_rate"), **keys)
     except UserError as error:
         raise UserError(f"islands.outer: {error}") from error
-    _check_outer(transformation, outer["name"])
+    _check_outer(transformation, name)
     return _rounds(whole, number, every, transformation, compression)
 
 

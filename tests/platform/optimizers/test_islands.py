@@ -44,6 +44,16 @@ def test_diloco_moves_the_common_parameters_as_in_the_paper():
 
 
 @pytest.mark.usefixtures("x64")
+def test_an_outer_block_without_a_name_changes_keys_of_the_default():
+    changed = settled(diloco(lambda x: x, number=ISLANDS, outer={"learning_rate": 0.5}))
+    named = {"name": "sgd", "learning_rate": 0.5, "momentum": 0.9, "nesterov": True}
+    expected = settled(diloco(lambda x: x, number=ISLANDS, outer=named))
+    jax.tree.map(np.testing.assert_array_equal, changed, expected)
+    with pytest.raises(UserError, match=r"islands.outer: .*momentun is not a key"):
+        diloco(lambda x: x, number=ISLANDS, outer={"momentun": 0.9})
+
+
+@pytest.mark.usefixtures("x64")
 def test_local_sgd_is_the_mean_of_the_islands_and_diloco_without_momentum():
     plain = {"name": "sgd", "learning_rate": 1.0}
     mean, outer = (
