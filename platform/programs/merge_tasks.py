@@ -21,7 +21,7 @@ from ml_collections import ConfigDict, FrozenConfigDict
 
 from lamina.platform import config as configs
 from lamina.platform import merging
-from lamina.platform.checkpoints import names
+from lamina.platform.checkpoints import names, transfer
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.errors import UserError
 from lamina.platform.merging.mergers import Merger
@@ -76,8 +76,9 @@ def prepare(
     """Builds the parts of every stage, so that what is wrong with one shows before the first.
 
     Raises:
-        UserError: a stage's config doesn't fit its data or the devices, a run isn't there, the
-            models of two stages can't be merged, or the metric isn't measured.
+        UserError: a stage's config doesn't fit its data or the devices, a run or the base isn't
+            there, the models of two stages can't be merged, a pattern of `own` finds nothing, or
+            the metric isn't measured.
     """
     del fresh
     if jax.process_count() > 1:
@@ -102,8 +103,15 @@ def prepare(
     first = next(iter(tasks.values()))
     parts = experiment.assemble(pretraining, trust, devices, dataset) if pretraining else first
     bodies = {name: body_of(task, config) for name, task in tasks.items()}
-    bodies |= {"the base": body_of(parts, config)} if pretraining else {}
+    if pretraining:
+        bodies["the base"] = body_of(parts, config)
+    elif config.merge.base:
+        bodies["the base"] = _read_base(config, trust)
     models.check_fit(bodies)
+    # The default may find nothing in a model of the user's; what is given may not.
+    given = sorted(set(config.merge.own) - set(settings.Merge._field_defaults["own"]))
+    every = {path for found in bodies.values() for path in (*found.body, *found.own)}
+    transfer.select(sorted(every), given, "merge.own")
     metric, mode = first.recipe.task.select
     if config.merge.metric:
         metric = config.merge.metric
@@ -116,6 +124,13 @@ def prepare(
                 + ", ".join(measured)
             )
     return Prepared(parts, config, pretraining, finetunings, tasks, metric, mode, trust, devices)
+
+
+def _read_base(config: FrozenConfigDict, trust: Sequence[str]) -> models.Weights:
+    try:
+        return models.read_base(config.merge.base, config.merge.own, trust)
+    except UserError as error:
+        raise UserError(f"merge.base = {config.merge.base!r}: {error}") from error
 
 
 def body_of(parts: Experiment, config: FrozenConfigDict) -> models.Weights:

@@ -256,6 +256,8 @@ def test_mistakes_are_told_before_anything_runs(changes, message):
         ({"tasks": {"a": {"data": digits(classes=(1, 77))}, "b": {}}}, "merge.tasks.a.*77"),
         ({"tasks": {"a": {"model": {"widths": (16, 8)}}, "b": {}}}, "'layers/1/bias' is .8,. in a"),
         ({"own": (".*",)}, "merge.own = .* leaves no parameter to merge"),
+        ({"own": ("^head/", "^haed/")}, "merge.own: '.haed/' is found in no name"),
+        ({"base": "/nowhere"}, "merge.base = '/nowhere': .*no run folder"),
     ],
 )
 def test_what_a_stage_refuses_is_told_with_its_name(changes, message):
