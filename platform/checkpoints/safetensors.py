@@ -237,6 +237,10 @@ def _read_header(file: Content) -> tuple[dict[str, Any], int]:
     metadata = header.get(METADATA, {}) if isinstance(header, dict) else None
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise UserError(f"{source} is damaged: its header is no table of tensors")
+    try:  # JSON may hold half of a surrogate pair, which no file that is written from this may
+        "".join((*header, *metadata, *metadata.values())).encode()
+    except UnicodeEncodeError as error:
+        raise UserError(f"{source} is damaged: its header holds text that is no Unicode") from error
     return header, 8 + length
 
 

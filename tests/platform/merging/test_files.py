@@ -218,6 +218,8 @@ def test_damaged_files_are_refused_and_nothing_is_written(paths, tmp_path):
     lying["model.norm"]["shape"] = [24]
     rewrite(paths[2], lying, data)
     refused(paths, tmp_path, "model.norm")
+    rewrite(paths[2], header | {"__metadata__": {"format": "\ud800"}}, data)
+    refused(paths, tmp_path, "model2.*no Unicode")
     overlapping = json.loads(json.dumps(header))
     first = min((n for n in header if n != "__metadata__"), key=lambda n: header[n]["data_offsets"])
     start, end = header[first]["data_offsets"]
