@@ -20,7 +20,7 @@ from lamina.platform.data.feed import normalise
 from lamina.platform.incremental import memory as memories
 from lamina.platform.incremental import transforms
 from lamina.platform.incremental.stream import Stream
-from lamina.platform.training import evaluation_step, learners, step
+from lamina.platform.training import evaluation_step, islands, learners, step
 from lamina.platform.training.learners import STREAM, Mixed
 from lamina.platform.training.state import TrainState
 from lamina.platform.training.step import Recipe
@@ -317,6 +317,10 @@ def given(
         number: int32 []: of the batch in the experience's first pass.
         priority: float32: of all rows of the pass; None: the memory draws them.
     """
+    if recipe.islands is not None:
+        alone = recipe._replace(islands=None)
+        change = lambda state, rows: given(alone, state, rows, number, priority)
+        return islands.learn(recipe.islands, change, state, batch)
     assert recipe.learner.memory is not None
     fresh, ranks = batch["fresh"], None
     if priority is not None:

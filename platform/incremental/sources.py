@@ -141,7 +141,6 @@ def check_learner(config: Any, learner: Learner, stream: Stream) -> None:
     if config.islands.name != "none":
         alone = ("begin", "end", "sweep", "review", "predict", "after")
         own = [hook for hook in alone if getattr(learner, hook) is not getattr(PLAIN, hook)]
-        own += ["a memory of the past"] if learner.memory and learner.memory.at_end else []
         if own:
             raise UserError(
                 f"learner {name!r} can't learn on islands yet: it acts beside the steps "

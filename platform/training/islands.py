@@ -207,6 +207,32 @@ def train_step(
     )
 
 
+def learn(
+    islands: Islands,
+    change: Callable[[TrainState, Any], TrainState],
+    state: TrainState,
+    batch: Any,
+) -> TrainState:
+    """Returns the state after every island's learner has looked at its rows, besides the steps.
+
+    Args:
+        islands: how they learn.
+        change: (state of one island, its rows) to that state with another learner.
+        state: of one seed.
+        batch: arrays [B, ...], split as in a step.
+    """
+    method, mesh = islands.method, islands.mesh
+
+    def one(own: Mapping[str, Any], seed: jax.Array, rows: Any) -> Any:
+        after = change(dataclasses.replace(_of_one(method, state, own), seed=seed), rows)
+        return learners.apart(after.learner)[0]
+
+    axis = "replica" if mesh.shape["replica"] > 1 else None
+    numbers = seeds(method.number, state.seed)
+    found = jax.vmap(one, spmd_axis_name=axis)(state.islands, numbers, _split(islands, batch))
+    return dataclasses.replace(state, islands=state.islands | {"learner": found})
+
+
 def _put_together(state: TrainState) -> TrainState:
     """Returns the state with what the islands have measured since the last time."""
     own = state.islands["metrics"]
