@@ -12,8 +12,7 @@ seconds:
   - `online_er_reservoir`, `online_er`: no boundaries, the memory is updated after every batch; in
     Avalanche that is `split_online_stream(experience_size=10)`, each batch an experience of its
     own, with a reservoir or a memory balanced by class;
-  - `er_batch_10`: five large experiences, the memory is filled at the end of each, which costs
-    Avalanche next to nothing per step; the memory of Lamina takes every row as it comes here too;
+  - `er_batch_10`: five large experiences, at the end of each of which both fill the memory;
 - everything: one ER run as a command, from the start of the process to its end, with an empty
   compile cache and with a full one.
 
