@@ -285,12 +285,17 @@ def swept(recipe: Recipe, carry: Any, state: TrainState, batch: Any, number: jax
     rows = {k: v for k, v in batch.items() if k not in learners.MARKS}
     rows |= {"weights": fresh.astype(jnp.float32), "there": fresh}
     mixed = Mixed(normalise(rows), {STREAM: slice(0, len(fresh))})
-    moment = learners.moment_of(state)
-    key = jax.random.fold_in(jax.random.fold_in(moment.key, _SWEEP), number)
-    moment = moment._replace(key=key)
+    moment = _at_end(state, _SWEEP, number)
     forward = lambda params, rows: step.forward(recipe, params, state, rows)
     own = learners.own_of(state)
     return recipe.learner.sweep.add(carry, own, state.params, mixed, forward, moment)
+
+
+def _at_end(state: TrainState, purpose: int, number: jax.Array) -> learners.Moment:
+    """Returns the moment with a key for a batch of the experience that ends."""
+    moment = learners.moment_of(state)
+    key = jax.random.fold_in(jax.random.fold_in(moment.key, purpose), number)
+    return moment._replace(key=key)
 
 
 def sweep_done(
@@ -325,9 +330,7 @@ def given(
     fresh, ranks = batch["fresh"], None
     if priority is not None:
         ranks = jax.lax.dynamic_slice_in_dim(priority, number * len(fresh), len(fresh))
-    moment = learners.moment_of(state)
-    key = jax.random.fold_in(jax.random.fold_in(moment.key, _GIVEN), number)
-    arguments = (batch, fresh, moment._replace(key=key), ranks)
+    arguments = (batch, fresh, _at_end(state, _GIVEN, number), ranks)
     memory = recipe.learner.memory.insert(learners.memory_of(state), *arguments)
     return learners.with_memory(state, memory)
 

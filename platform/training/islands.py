@@ -173,7 +173,7 @@ def train_step(
         due: whether a record follows.
         ends: whether a round ends with the step.
     """
-    method, mesh = islands.method, islands.mesh
+    method = islands.method
 
     def one(own: Mapping[str, Any], seed: jax.Array, rows: Any) -> Any:
         after = one_step(dataclasses.replace(_of_one(method, state, own), seed=seed), rows, due)
@@ -184,10 +184,8 @@ def train_step(
             return new, after.model_state, (after.params, common)
         return new | {name: getattr(after, name) for name in OWN}, (), ()
 
-    axis = "replica" if mesh.shape["replica"] > 1 else None
-    mapped = jax.vmap(one, out_axes=(0, 0, None), axis_name=AXIS, spmd_axis_name=axis)
-    numbers = seeds(method.number, state.seed)
-    own, model_state, common = mapped(state.islands, numbers, _split(islands, batch))
+    how = {"out_axes": (0, 0, None), "axis_name": AXIS}
+    own, model_state, common = _mapped(islands, one, state, batch, **how)
     sent = jnp.where(ends, float(islands.sent(state.params, state.model_state)), 0.0)
     new = dataclasses.replace(
         state,
@@ -221,16 +219,23 @@ def learn(
         state: of one seed.
         batch: arrays [B, ...], split as in a step.
     """
-    method, mesh = islands.method, islands.mesh
 
     def one(own: Mapping[str, Any], seed: jax.Array, rows: Any) -> Any:
-        after = change(dataclasses.replace(_of_one(method, state, own), seed=seed), rows)
-        return learners.apart(after.learner)[0]
+        alone = dataclasses.replace(_of_one(islands.method, state, own), seed=seed)
+        return learners.apart(change(alone, rows).learner)[0]
 
-    axis = "replica" if mesh.shape["replica"] > 1 else None
-    numbers = seeds(method.number, state.seed)
-    found = jax.vmap(one, spmd_axis_name=axis)(state.islands, numbers, _split(islands, batch))
+    found = _mapped(islands, one, state, batch)
     return dataclasses.replace(state, islands=state.islands | {"learner": found})
+
+
+def _mapped(
+    islands: Islands, one: Callable[..., Any], state: TrainState, batch: Any, **how: Any
+) -> Any:
+    """Returns `one` of each island: of what it has of its own, its seed, and its rows."""
+    axis = "replica" if islands.mesh.shape["replica"] > 1 else None
+    numbers = seeds(islands.method.number, state.seed)
+    mapped = jax.vmap(one, spmd_axis_name=axis, **how)
+    return mapped(state.islands, numbers, _split(islands, batch))
 
 
 def _put_together(state: TrainState) -> TrainState:

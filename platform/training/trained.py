@@ -171,10 +171,8 @@ def described(
         )
     kind = experiment.SCHEMA.kinds["model"]
     try:
-        spec = json.loads(header["spec"])
-        shape, outputs = tuple(map(operator.index, spec["input_shape"])), spec["outputs"]
-        data = DataSpec(shape, jnp.dtype(spec["input_dtype"]).name, operator.index(outputs))
-        if min(*shape, data.outputs) < 1:
+        data = _spec_of(json.loads(header["spec"]))
+        if min(*data.input_shape, data.outputs) < 1:
             raise ValueError("a size is not positive")
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UserError(f"{where} is damaged: it doesn't say what its model fits") from error
@@ -189,13 +187,19 @@ def described(
 
 def _spec(found: Restored, root: str) -> DataSpec:
     try:
-        spec = found.extra["spec"]
-        return DataSpec(tuple(spec["input_shape"]), spec["input_dtype"], spec["outputs"])
+        return _spec_of(found.extra["spec"])
     except (KeyError, TypeError) as error:
         raise UserError(
             f"the checkpoint of step {found.step} in {root} doesn't say what data its model fits: "
             "it was saved by something else"
         ) from error
+
+
+def _spec_of(plain: Mapping[str, Any]) -> DataSpec:
+    """Returns what `describe_spec` told of."""
+    shape = tuple(map(operator.index, plain["input_shape"]))
+    dtype = jnp.dtype(plain["input_dtype"]).name
+    return DataSpec(shape, dtype, operator.index(plain["outputs"]))
 
 
 def _checkpoint_of(path: str, step: int | None) -> tuple[str, int | None]:
