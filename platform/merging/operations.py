@@ -89,14 +89,16 @@ def _convolution(equation: Any, labels: list[Label]) -> list[Label]:
     batch, channels, *space = numbers.lhs_spec
     outputs, inputs, *window = numbers.rhs_spec
     fix([*(images[i] for i in space), *(kernel[i] for i in window)])
-    if p["feature_group_count"] != 1 or p["batch_group_count"] != 1:
+    if p["batch_group_count"] != 1:
         fix([*images, *kernel])
-    else:
-        unify(images[channels], kernel[inputs])
+        return [unknown(equation.outvars[0])]
+    # Channels are counted group by group, on both sides; without groups there is one.
+    groups = p["feature_group_count"]
+    group, inside = new(groups), new(equation.invars[1].aval.shape[outputs] // groups)
+    unify(images[channels], (*group, *kernel[inputs]))
     result = list(unknown(equation.outvars[0]))
     result[numbers.out_spec[0]] = images[batch]
-    if p["feature_group_count"] == 1 and p["batch_group_count"] == 1:
-        result[numbers.out_spec[1]] = kernel[outputs]
+    result[numbers.out_spec[1]] = unify(kernel[outputs], (*group, *inside))
     return [tuple(result)]
 
 
@@ -127,13 +129,16 @@ def _stack(equation: Any, labels: list[Label]) -> list[Label]:
 
 
 def _split(equation: Any, labels: list[Label]) -> list[Label]:
-    axis = equation.params["axis"]
-    fix([labels[0][axis]])
-    outputs = []
-    for variable in equation.outvars:
-        part = new(variable.aval.shape[axis], fixed=True)
-        outputs.append((*labels[0][:axis], part, *labels[0][axis + 1 :]))
-    return outputs
+    axis, sizes = equation.params["axis"], equation.params["sizes"]
+    label = labels[0]
+    if len(set(sizes)) > 1:
+        fix([label[axis]])
+        parts = [new(size, fixed=True) for size in sizes]
+    else:  # parts of one length may be permuted if all are permuted alike
+        part = new(sizes[0])
+        unify(label[axis], (*new(len(sizes), fixed=True), *part))
+        parts = [part] * len(sizes)
+    return [(*label[:axis], part, *label[axis + 1 :]) for part in parts]
 
 
 def _same_size(equation: Any, labels: list[Label]) -> list[Label]:

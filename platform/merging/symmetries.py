@@ -131,11 +131,12 @@ def _spec(labels: Mapping[str, Any], names: Mapping[str, Any], arrays: Sequence[
     }
     atoms: dict[Atom, str] = {}
     for leaf, dims in leaves.items():
+        called = [name or "units" for name in names[leaf] or (None,) * len(dims)]
         for place, dim in enumerate(dims):
+            which = str(place) if called.count(called[place]) > 1 else ""
             for number, atom in enumerate(dim):
-                called = (names[leaf] or (None,) * len(dims))[place] or "units"
                 suffix = f".{number}" if len(dim) > 1 else ""
-                atoms.setdefault(atom, f"{leaf}:{called}{suffix}")
+                atoms.setdefault(atom, f"{leaf}:{called[place]}{which}{suffix}")
     given = _given(atoms, arrays)
     needed = {a: None for parents in given.values() for a in parents if a.fixed}
     order = [*needed, *(a for a in given if not given[a]), *(a for a in given if given[a])]

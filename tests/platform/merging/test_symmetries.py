@@ -147,6 +147,61 @@ def test_a_users_model_without_logical_axes():
     assert spec.leaves["inner/kernel"] == ((Factor(stream, 6),),) * 2
 
 
+class Fused(nnx.Module):
+    """Of a user's too: a kernel for queries, keys and values, a gated layer, experts, no biases."""
+
+    def __init__(self, rngs):
+        dense = lambda i, o: nnx.Linear(i, o, use_bias=False, rngs=rngs)
+        self.embed = nnx.Embed(11, 8, rngs=rngs)
+        self.fused, self.out, self.gated, self.down = (
+            dense(8, 24),
+            dense(8, 8),
+            dense(8, 10),
+            dense(5, 8),
+        )
+        self.experts = nnx.Param(jnp.ones((3, 8, 7)))
+        self.gate, self.head = dense(8, 3), dense(7, 11)
+
+    def __call__(self, x):
+        x = self.embed(x)
+        query, key, value = (
+            part.reshape(*x.shape[:2], 2, 4) for part in jnp.split(self.fused(x), 3, axis=-1)
+        )
+        x = x + self.out(jax.nn.dot_product_attention(query, key, value).reshape(x.shape))
+        x = x + self.down(nnx.glu(self.gated(x)))
+        shares, chosen = jax.lax.top_k(nnx.softmax(self.gate(x)), 2)
+        each = jnp.einsum("bti,btkio->btko", x, self.experts[...][chosen])
+        return self.head((shares[..., None] * nnx.relu(each)).sum(-2))
+
+
+def test_the_parts_of_a_fused_kernel_are_permuted_alike():
+    spec = symmetries.derive(functional(Fused), TOKENS).spec
+    assert units(spec, "fused/kernel") == [(2, 0), (4, 1), (8, 0)]  # heads, inside a head, stream
+    assert units(spec, "gated/kernel") == [(5, 0), (8, 0)]
+    assert units(spec, "experts") == [(7, 0), (8, 0)]  # which expert is the third is in an order
+    assert units(spec, "embed/embedding") == [(8, 0)]
+
+
+class Grouped(nnx.Module):
+    """Convolutions of a user's, with groups and by channel."""
+
+    def __init__(self, rngs):
+        conv = lambda i, o, groups: nnx.Conv(i, o, (3, 3), feature_group_count=groups, rngs=rngs)
+        self.first, self.grouped, self.by_channel = conv(2, 8, 1), conv(8, 12, 2), conv(12, 12, 12)
+        self.head = nnx.Linear(12, 5, rngs=rngs)
+
+    def __call__(self, x):
+        x = nnx.relu(self.grouped(nnx.relu(self.first(x))))
+        return self.head(nnx.relu(self.by_channel(x)).mean((1, 2)))
+
+
+def test_channels_of_a_grouped_convolution_stay_in_their_groups():
+    spec = symmetries.derive(functional(Grouped), IMAGES).spec
+    assert units(spec, "first/kernel") == [(2, 0), (4, 1)]
+    assert units(spec, "grouped/kernel") == [(2, 0), (4, 1), (6, 1)]
+    assert units(spec, "by_channel/kernel") == [(2, 0), (6, 1)]
+
+
 def test_numpy_and_jax_permute_alike_and_dtypes_stay():
     model, data = build("vit")
     spec = symmetries.derive(model, data, check=False).spec
