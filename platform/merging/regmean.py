@@ -9,6 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from lamina.platform.checkpoints.names import nearest
+from lamina.platform.linear_algebra import one_by_one
 from lamina.platform.merging import mergers
 from lamina.platform.merging.mergers import Merger
 from lamina.platform.merging.method import Method, weighted_sum
@@ -81,6 +82,10 @@ def _fits(gram: tuple[int, ...], kernel: tuple[int, ...]) -> bool:
     return gram[-1] in itertools.accumulate(kernel[len(gram) - 2 : -1], operator.mul)
 
 
+def _pseudo_inverse(matrix: jax.Array) -> jax.Array:
+    return jnp.linalg.pinv(matrix, hermitian=True)
+
+
 def _solve(
     grams: Sequence[jax.Array],
     kernels: Sequence[jax.Array],
@@ -100,11 +105,11 @@ def _solve(
     ]
     wanted = weighted_sum(residual, weights)
     if alpha == 1:
-        change = jnp.linalg.pinv(total, hermitian=True) @ wanted
+        change = one_by_one(_pseudo_inverse)(total) @ wanted
     else:
         scale = jnp.diagonal(total)
         scale = jax.lax.rsqrt(jnp.where(scale > 0, scale, jnp.ones_like(scale)))[:, None]
         even = total * scale * scale.T
         even = even + jnp.diag((jnp.diagonal(even) == 0).astype(even.dtype))
-        change = scale * jnp.linalg.solve(even, scale * wanted)
+        change = scale * one_by_one(jnp.linalg.solve)(even, scale * wanted)
     return mean + change.reshape(mean.shape)

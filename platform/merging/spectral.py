@@ -1,6 +1,10 @@
 """Methods on the singular values of task matrices."""
 
-from collections.abc import Sequence
+import functools
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
 
 from lamina.platform.merging.method import Array, Method, Numbers, weighted_sum
 
@@ -35,11 +39,20 @@ def iso_c(*, scale: float = 1.0) -> Method:
         rows = 1
         for size in base.shape[:split]:
             rows *= size
-        left, values, right = xp.linalg.svd(total.reshape(rows, -1), full_matrices=False)
+        left, values, right = _svd(xp)(total.reshape(rows, -1))
         flat = values.mean() * (left @ right)
         return base + flat.reshape(base.shape) * weights.dtype.type(scale)
 
     return Method(None, base=True, weighted="mean", whole=whole)
+
+
+def _svd(xp: Numbers) -> Callable[..., Any]:
+    svd = functools.partial(xp.linalg.svd, full_matrices=False)
+    if xp is np:
+        return svd
+    from lamina.platform.linear_algebra import one_by_one
+
+    return one_by_one(svd)
 
 
 def is_matrix(axes: Axes) -> bool:

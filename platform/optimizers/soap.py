@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from lamina.platform.linear_algebra import one_by_one
 from lamina.platform.optimizers.matrices import Axes, path_names, view
 
 
@@ -188,7 +189,7 @@ def _rotate_back(g: jax.Array, left: jax.Array, right: jax.Array) -> jax.Array:
 
 def _new_bases(own: _Own) -> _Own:
     """Returns the state with the eigenvectors, by falling eigenvalue."""
-    eigenvectors = lambda matrix: jnp.linalg.eigh(matrix)[1][:, ::-1]
+    eigenvectors = lambda matrix: one_by_one(jnp.linalg.eigh)(matrix)[1][:, ::-1]
     if own.left.size:
         own = own._replace(left_basis=eigenvectors(own.left))
     if own.right.size:
@@ -205,7 +206,7 @@ def _turned_bases(own: _Own) -> _Own:
     def turned(matrix, basis):
         estimates = jnp.sum(basis * _product(matrix, basis), axis=0)
         order = jnp.argsort(-estimates)
-        return jnp.linalg.qr(_product(matrix, basis[:, order]))[0], order
+        return one_by_one(jnp.linalg.qr)(_product(matrix, basis[:, order]))[0], order
 
     if own.left.size:
         basis, order = turned(own.left, own.left_basis)

@@ -7,6 +7,7 @@ import jax.numpy as jnp
 
 from lamina.platform.incremental import checks
 from lamina.platform.incremental import memory as memories
+from lamina.platform.linear_algebra import one_by_one
 from lamina.platform.training.learners import Learner, Moment, Own, Setup
 
 PATIENCE = 3
@@ -96,7 +97,7 @@ def dual(gram: jax.Array, dots: jax.Array, there: jax.Array, bound: jax.Array) -
     def solved(free: jax.Array) -> tuple[jax.Array, jax.Array]:
         """Returns how far the entries are above their bound, and which are on the wrong side."""
         system = jnp.where(free[:, None] & free[None, :], gram, eye)
-        above = jnp.linalg.solve(system, jnp.where(free, -slope, 0.0))
+        above = one_by_one(jnp.linalg.solve)(system, jnp.where(free, -slope, 0.0))
         return above, there & jnp.where(free, above < 0, slope + gram @ above < -slack)
 
     def exchange(carry: Any) -> Any:

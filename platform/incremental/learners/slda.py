@@ -8,6 +8,7 @@ import jax.numpy as jnp
 
 from lamina.platform.incremental import checks
 from lamina.platform.incremental.learners import features
+from lamina.platform.linear_algebra import one_by_one
 from lamina.platform.training.learners import STREAM, Learner, Mixed, Moment, Own, Setup
 
 
@@ -47,7 +48,7 @@ def slda(*, shrinkage: float = 1e-4) -> Learner:
         size, precise = len(own["covariance"]), jax.lax.Precision.HIGHEST
         e, mean = own["shrinkage"], own["mean"]
         covariance = (1 - e) * own["covariance"] + e * jnp.eye(size, dtype=mean.dtype)
-        weights_DxC = jnp.linalg.solve(covariance, mean.T)
+        weights_DxC = one_by_one(jnp.linalg.solve)(covariance, mean.T)
         bias_C = -0.5 * jnp.sum(mean * weights_DxC.T, axis=-1)
         x_BxD = output.features.astype(mean.dtype)
         scores = jnp.dot(x_BxD, weights_DxC, precision=precise) + bias_C[None]
