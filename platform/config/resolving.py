@@ -51,12 +51,16 @@ class Kind(NamedTuple):
         options: gives the keys of a factory (default: from its signature).
         shared: a `NamedTuple` class whose fields are keys of every block of this kind.
         default: the name where a config has no such block; "" if it must have one.
+        takes: the positional parameters that the platform supplies, for messages.
+        makes: the type, or a tuple of types, of what a factory returns.
     """
 
     table: Mapping[str, Callable]
     options: Callable[[Any], dict[str, Option]] = options
     shared: type | None = None
     default: str = ""
+    takes: str = ""
+    makes: Any = object
 
 
 class NoSettings(NamedTuple):
@@ -212,18 +216,40 @@ def build(block: Mapping, kind: Kind, key: str, trust: Sequence[str], *supplied:
         *supplied: the factory's positional arguments (keys, data spec, dtype).
 
     Raises:
-        UserError: the factory refused its arguments (a `ValueError`, with its message).
+        UserError: the factory refused its arguments (a `ValueError`, with its message), takes
+            others, or returned something else than its kind should.
     """
     factory = lookup(block["name"], kind.table, key, trust)
     keys = kind.options(factory)
     arguments = {k: thaw(v) for k, v in block.items() if k in keys}
+    where = f"{key} ({block['name']})"
+    check_call(where, factory, kind.takes, *supplied, **arguments)
     outer = _TRUSTED.set(_TRUSTED.get() if tuple(trust) == EVERYONE else trust)
     try:
-        return factory(*supplied, **arguments)
+        made = factory(*supplied, **arguments)
     except ValueError as error:
-        raise UserError(f"{key} ({block['name']}): {error}") from error
+        raise UserError(f"{where}: {error}") from error
     finally:
         _TRUSTED.reset(outer)
+    if not isinstance(made, kind.makes):
+        wanted = _type_names(kind.makes)
+        raise UserError(f"{where}: the factory returns a {type(made).__name__}, not a {wanted}")
+    return made
+
+
+def check_call(where: str, factory: Callable, takes: str, *supplied: Any, **keys: Any) -> None:
+    """Checks that a factory's signature fits the arguments that it is about to be called with.
+
+    A `TypeError` of the call itself could as well come from inside the factory, as its bug.
+
+    Raises:
+        UserError: it doesn't fit.
+    """
+    try:
+        inspect.signature(factory).bind(*supplied, **keys)
+    except TypeError as error:
+        signature = ", ".join(filter(None, (takes, "*, keys of the config")))
+        raise UserError(f"{where}: {error}; a factory takes ({signature})") from error
 
 
 def _block(config, key: str, problems: list[str]) -> Mapping[str, Any]:
@@ -317,6 +343,10 @@ def _type_name(wanted: Any) -> str:
         article = "an" if wanted.__name__[0] in "aeiou" else "a"
         return f"{article} {wanted.__name__}"
     return str(wanted).replace("typing.", "")
+
+
+def _type_names(types: Any) -> str:
+    return " or ".join(t.__name__ for t in (types if isinstance(types, tuple) else (types,)))
 
 
 def _unknown(key: str, known, prefix: str = "") -> str:

@@ -7,7 +7,7 @@ from typing import Any
 import optax
 from optax import contrib
 
-from lamina.platform.config import EVERYONE, MISSING, Option, lookup
+from lamina.platform.config import EVERYONE, MISSING, Option, check_call, lookup
 from lamina.platform.errors import UserError
 from lamina.platform.optimizers import (
     adapted,
@@ -182,10 +182,16 @@ def create(
         raise UserError(f"optimizer {label!r}: {', '.join(missing)} must be given")
     if axes is not None and "axes" in inspect.signature(factory).parameters:
         arguments["axes"] = axes
+    where = f"optimizer {label!r}"
+    check_call(where, factory, "learning_rate", learning_rate, **arguments)
     try:
-        return optax.with_extra_args_support(factory(learning_rate, **arguments))
+        made = factory(learning_rate, **arguments)
     except ValueError as error:
-        raise UserError(f"optimizer {label!r}: {error}") from error
+        raise UserError(f"{where}: {error}") from error
+    if not (hasattr(made, "init") and hasattr(made, "update")):
+        given = type(made).__name__
+        raise UserError(f"{where}: the factory returns a {given}, not a gradient transformation")
+    return optax.with_extra_args_support(made)
 
 
 def _factory(name: str | Callable) -> Callable:

@@ -97,7 +97,9 @@ def contradictions(c: FrozenConfigDict):
 SCHEMA = experiment.SCHEMA._replace(
     kinds={
         **experiment.SCHEMA.kinds,
-        "stream": configs.Kind(STREAMS, shared=Shared),
+        "stream": configs.Kind(
+            STREAMS, shared=Shared, takes="labels, batch_size, seed, shared", makes=Stream
+        ),
         "learner": LEARNER,
     },
     contradictions=contradictions,

@@ -2,11 +2,12 @@
 
 import functools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+from flax import nnx
 from jax.sharding import Mesh
 from ml_collections import ConfigDict, FrozenConfigDict
 
@@ -21,7 +22,7 @@ from lamina.platform.data.augmentations import AUGMENTATIONS
 from lamina.platform.data.dataset import Dataset
 from lamina.platform.data.table import DATASETS
 from lamina.platform.errors import UserError
-from lamina.platform.optimizers import schedules, table, weights
+from lamina.platform.optimizers import table, weights
 from lamina.platform.optimizers.islands.table import METHODS
 from lamina.platform.training import (
     contradictions,
@@ -57,12 +58,12 @@ SCHEMA = configs.Schema(
         "swa": settings.Swa,
     },
     kinds={
-        "data": configs.Kind(DATASETS, shared=settings.Data),
+        "data": configs.Kind(DATASETS, shared=settings.Data, makes=Dataset),
         "islands": configs.Kind(METHODS, default="none"),
-        "model": configs.Kind(MODELS),
+        "model": configs.Kind(MODELS, takes="rngs, spec, dtype", makes=nnx.Module),
         "optimizer": configs.Kind(table.OPTIMIZERS, table.options, settings.Optimizer),
-        "schedule": configs.Kind(schedules.SCHEDULES),
-        "task": configs.Kind(TASKS),
+        "schedule": optimizing.SCHEDULE,
+        "task": configs.Kind(TASKS, takes="spec", makes=Task),
     },
     contradictions=contradictions.find,
 )
@@ -360,7 +361,7 @@ def _with_values(c: FrozenConfigDict, hyper: Mapping[str, Any]) -> ConfigDict:
 
 
 def _augment(data: Mapping, trust, spec):
-    kind = configs.Kind(AUGMENTATIONS)
+    kind = configs.Kind(AUGMENTATIONS, takes="spec", makes=Callable)
     for name in data["augmentation_options"]:
         if name not in data["augmentations"]:
             raise UserError(

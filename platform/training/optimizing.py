@@ -17,6 +17,9 @@ from lamina.platform.optimizers.plateau import Controlled
 from lamina.platform.optimizers.schedules import SCHEDULES
 from lamina.platform.training import parameters
 
+SCHEDULE = configs.Kind(SCHEDULES, takes="steps", makes=(Callable, Controlled))
+"""Schedules: a function from step to factor, or one that a controller may lower."""
+
 
 class LearningRate(NamedTuple):
     """The learning rate of a run.
@@ -46,8 +49,7 @@ def learning_rate(
     Raises:
         UserError: the schedule refuses its keys.
     """
-    kind = configs.Kind(SCHEDULES)
-    built = configs.build(c.schedule, kind, "schedule", trust, steps)
+    built = configs.build(c.schedule, SCHEDULE, "schedule", trust, steps)
     controlled = isinstance(built, Controlled)
     peak, factor = c.optimizer.learning_rate, built.schedule if controlled else built
     return LearningRate(

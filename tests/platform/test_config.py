@@ -1,5 +1,6 @@
 """Configs are checked against signatures, all mistakes at once, and go through JSON unchanged."""
 
+from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import pytest
@@ -154,6 +155,31 @@ def test_what_a_factory_refuses_is_the_users_mistake():
     resolved = configs.resolve(config(model={"name": "network", "width": 0}), SCHEMA)
     with pytest.raises(UserError, match=r"model \(network\): width = 0 should be positive"):
         configs.build(resolved.model, SCHEMA.kinds["model"], "model", (), "keys")
+
+
+def test_a_factory_that_takes_other_arguments_is_told_which_it_is_given():
+    kind = SCHEMA.kinds["model"]._replace(takes="keys")
+    resolved = configs.resolve(config(), SCHEMA)
+    with pytest.raises(UserError, match=r"model \(network\): too many.* takes \(keys, \*, keys of"):
+        configs.build(resolved.model, kind, "model", (), "keys", "spec")
+    with pytest.raises(UserError, match=r"missing a required argument"):
+        configs.build(resolved.model, kind, "model", ())
+
+
+def test_a_type_error_inside_a_factory_is_not_taken_for_its_signature():
+    def broken(*, width: int = 3):
+        return width + "1"
+
+    kind = configs.Kind({"broken": broken})
+    with pytest.raises(TypeError, match="unsupported operand"):
+        configs.build({"name": "broken", "width": 3}, kind, "model", ())
+
+
+def test_what_a_factory_returns_must_be_of_its_kind():
+    kind = SCHEMA.kinds["model"]._replace(makes=(dict, Callable))
+    resolved = configs.resolve(config(), SCHEMA)
+    with pytest.raises(UserError, match="returns a tuple, not a dict or Callable"):
+        configs.build(resolved.model, kind, "model", (), "keys")
 
 
 @pytest.mark.parametrize(

@@ -78,7 +78,7 @@ LEARNERS: Mapping[str, Callable[..., Learner]] = {
 }
 """The explicit table of learners."""
 
-KIND = configs.Kind(LEARNERS)
+KIND = configs.Kind(LEARNERS, makes=Learner)
 
 
 def create(name: str, **options: Any) -> Learner:

@@ -275,6 +275,19 @@ def test_a_factory_of_the_users_own_takes_the_place_of_a_name():
     np.testing.assert_array_equal(updates, [-2.0, -2.0])
 
 
+@pytest.mark.parametrize(
+    ("factory", "message"),
+    [
+        (lambda: optax.sgd(0.1), r"too many positional arguments.* takes \(learning_rate, "),
+        (lambda learning_rate, other: optax.sgd(0.1), "missing a required argument: 'other'"),
+        (lambda learning_rate: None, "returns a NoneType, not a gradient transformation"),
+    ],
+)
+def test_a_factory_that_is_no_optimizers_is_refused(factory, message):
+    with pytest.raises(UserError, match=message):
+        create(factory, 0.1)
+
+
 def test_required_keys_of_a_factory_are_asked_for():
     def mine(learning_rate, *, power: float):
         return optax.sgd(learning_rate * power)
