@@ -1,8 +1,8 @@
-"""Gram matrices of what enters each dense kernel of a model, gathered while it runs.
+"""Gram matrices of what enters each dense or convolution's kernel of a model, gathered as it runs.
 
 The model needs no hooks: its jaxpr is evaluated here, and wherever a matrix product contracts a
 parameter, `X^T X` of its other operand X is added up. Loops over layers give one matrix for each
-layer. Convolutions count where the model computes them as patches times a kernel (ours do on CPU).
+layer. A convolution is the product of the patches it looks at with its kernel.
 """
 
 import math
@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from jax.extend import core
 
 from lamina.platform.checkpoints.names import path_name
@@ -113,6 +114,8 @@ def _run(
         else:
             if equation.primitive.name == "dot_general":
                 found = _product(equation.params["dimension_numbers"], given, named)
+            elif equation.primitive.name == "conv_general_dilated":
+                found = _convolution(equation.params, given, named)
             outputs = equation.primitive.bind(*given, **equation.params)
             outputs = outputs if equation.primitive.multiple_results else [outputs]
             if equation.primitive.name in _RENAMES and named[0] is not None:
@@ -144,15 +147,39 @@ def _product(dimensions: Any, given: Sequence[Any], named: Sequence[_Origin | No
             continue
         x = given[other]
         order = [d for _, d in sorted(zip(ours, theirs, strict=True))]
-        rest = [d for d in range(x.ndim) if d not in order]
-        size = math.prod(x.shape[d] for d in order)
-        flat = jnp.transpose(x, [*rest, *order]).reshape(-1, size)
-        wide = jnp.promote_types(flat.dtype, jnp.float32)
-        gram = jax.lax.dot_general(
-            flat, flat, (((0,), (0,)), ((), ())), preferred_element_type=wide
-        )
-        return {kernel.path: (gram, flat.shape[0])}
+        return {kernel.path: _gram(x, order)}
     return {}
+
+
+def _convolution(params: Any, given: Sequence[Any], named: Sequence[_Origin | None]) -> Sums:
+    """The Gram matrix of the patches of one convolution without groups."""
+    (images, kernel), (_, origin) = given, named
+    numbers = params["dimension_numbers"]
+    outputs, *seen = numbers.rhs_spec  # input channels, then the window
+    grouped = params["feature_group_count"] != 1 or params["batch_group_count"] != 1
+    if origin is None or grouped or outputs != kernel.ndim - 1:
+        return {}
+    keys = ("window_strides", "padding", "lhs_dilation", "rhs_dilation")
+    patches = jax.lax.conv_general_dilated_patches(
+        images,
+        [kernel.shape[d] for d in seen[1:]],
+        dimension_numbers=numbers,
+        **{key: params[key] for key in keys},
+    )
+    rows = jnp.moveaxis(patches, numbers.out_spec[1], -1)
+    rows = rows.reshape(*rows.shape[:-1], *(kernel.shape[d] for d in seen))
+    order = [rows.ndim - len(seen) + int(place) for place in np.argsort(seen)]
+    return {origin.path: _gram(rows, order)}
+
+
+def _gram(x: jax.Array, order: Sequence[int]) -> tuple[jax.Array, int]:
+    """Returns `X^T X` and the rows of X, whose columns are some dimensions of an array in order."""
+    rest = [d for d in range(x.ndim) if d not in order]
+    size = math.prod(x.shape[d] for d in order)
+    flat = jnp.transpose(x, [*rest, *order]).reshape(-1, size)
+    wide = jnp.promote_types(flat.dtype, jnp.float32)
+    gram = jax.lax.dot_general(flat, flat, (((0,), (0,)), ((), ())), preferred_element_type=wide)
+    return gram, flat.shape[0]
 
 
 def _scan(

@@ -6,8 +6,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from flax import nnx
 from jax.sharding import AxisType, NamedSharding, PartitionSpec
 
+from lamina.models.convnet import convnet
 from lamina.models.functional import functional
 from lamina.models.mlp import mlp
 from lamina.models.spec import DataSpec
@@ -231,6 +233,48 @@ def test_a_scanned_stack_has_the_matrices_of_its_layers_and_does_not_depend_on_t
         layer = 1 if "blocks/1" in name else 0
         same = stacked[layered][layer] if layered != name else stacked[name]
         np.testing.assert_allclose(same, matrix, atol=1e-5, err_msg=name)
+
+
+@pytest.mark.parametrize(
+    "way",
+    [
+        {"kernel_size": (3, 2), "strides": 2, "padding": "SAME"},
+        {
+            "kernel_size": (2, 3),
+            "kernel_dilation": 2,
+            "input_dilation": 2,
+            "padding": ((1, 0), (2, 1)),
+        },
+        {"kernel_size": 3, "padding": "CIRCULAR"},
+    ],
+)
+def test_a_convolution_has_the_gram_matrix_of_its_patches(way):
+    """The sum of squares of what any kernel w gives is `rows w^T G w`."""
+    model = functional(lambda rngs: nnx.Conv(2, 3, use_bias=False, rngs=rngs, **way))
+    apply = lambda params, x: model.apply(params, {}, x, train=False)[0].logits
+    space = (6,) if way["kernel_size"] == 3 else (6, 5)
+    x = jax.random.normal(jax.random.key(1), (2, 4, *space, 2))
+    params, _ = model.init(jax.random.key(0))
+    gram = np.asarray(jax.jit(lambda p, x: grams.collect(apply, p, x))(params, x)["kernel"])
+    w = jax.random.normal(jax.random.key(2), params["kernel"].shape)
+    given = np.asarray(apply({"kernel": w}, x.reshape(8, *x.shape[2:])))
+    flat, rows = np.asarray(w).reshape(-1, 3), given.size / 3
+    np.testing.assert_allclose(rows * np.vdot(flat, gram @ flat), (given**2).sum(), rtol=1e-5)
+
+
+def test_both_lowerings_of_a_convnet_have_the_same_gram_matrices():
+    spec, x = (
+        DataSpec((8, 8, 1), "float32", 5),
+        jax.random.uniform(jax.random.key(1), (1, 4, 8, 8, 1)),
+    )
+    found = {}
+    for way in ("patches", "conv"):
+        make = lambda r, way=way: convnet(r, spec, jnp.float32, width=2, stages=2, lowering=way)
+        model = functional(make)
+        params, state = model.init(jax.random.key(0))
+        logits = lambda p, x, m=model, s=state: m.apply(p, s, x, train=False)[0].logits
+        found[way] = jax.jit(lambda p, x, f=logits: grams.collect(f, p, x))(params, x)
+    close(found["patches"], found["conv"], 1e-5)
 
 
 def test_statistics_are_read_as_they_were_written(tmp_path):
