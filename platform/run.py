@@ -1,10 +1,12 @@
 """Runs an experiment in a run folder, and gives trained models back: the Python entry points.
 
-from lamina.platform.run import run, restore
+```python
+from lamina.platform.run import restore, run
 
 result = run(config, "runs/quickstart")
 result.final["test/accuracy"].mean
 model = restore("runs/quickstart")
+```
 """
 
 import contextlib

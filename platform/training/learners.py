@@ -168,7 +168,8 @@ class Learner(NamedTuple):
     """A way to learn from a stream; the default of every hook does nothing.
 
     `own` is the learner's state, `params` are the trained parameters, `forward` is
-    `(params, batch) -> Output`.
+    `(params, batch) -> Output`. A hook that changes a train state, which is a frozen dataclass,
+    returns `dataclasses.replace(state, params=...)`.
 
     Attributes:
         init: `(setup) -> own`.

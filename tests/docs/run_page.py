@@ -1,11 +1,14 @@
 """Runs a page of the guides: `python run_page.py PAGE.md`, in an empty folder.
 
-In the page's order: Python blocks with a title are written to files of that name; Python blocks
-after `<!-- runs -->` are executed, all in one namespace; shell blocks after it are run, a command a
-line, and must exit with 0, or with N after `<!-- runs: exit N -->`. `<!-- runs: 8 devices -->` runs
-them with eight virtual devices, in a process of their own.
+In the page's order: Python blocks with a title are written to files of that name. Python blocks
+after `<!-- runs -->` are executed, all in one namespace, and must print what a text block right
+after them shows. Shell blocks after it are run, a command a line, and must exit with 0, or with N
+after `<!-- runs: exit N -->`; `<!-- runs: 8 devices -->` runs them with eight virtual devices, in a
+process of their own.
 """
 
+import contextlib
+import io
 import os
 import re
 import shlex
@@ -20,6 +23,8 @@ BLOCK = re.compile(
     r"```(?P<language>\w+)(?: title=\"(?P<title>[^\"]+)\")?\n(?P<text>.*?)\n```",
     re.DOTALL,
 )
+SHOWN = re.compile(r"\s*```text\n(?P<text>.*?)```", re.DOTALL)
+"""What the block before it prints."""
 
 
 def main(page: Path) -> int:
@@ -39,7 +44,10 @@ def main(page: Path) -> int:
         count += 1
         print(f"--- {where}", flush=True)
         if block["language"] == "python":
-            exec(compile(block["text"], where, "exec"), namespace)
+            with contextlib.redirect_stdout(io.StringIO()) as printed:
+                exec(compile(block["text"], where, "exec"), namespace)
+            shown = SHOWN.match(text, block.end())
+            assert shown is None or printed.getvalue() == shown["text"], printed.getvalue()
             continue
         for line in block["text"].splitlines():
             command(shlex.split(line), block["how"] or "")
