@@ -228,6 +228,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
             known[name].append(one.reference(name))
         for name, points in methods.items():
             if len(points) > 1:
+                context.say(f"seed {seed}: {name}, the best of {len(points)} on validation")
                 tried[name].append([one.point(name, n, p) for n, p in enumerate(points)])
     warn_of_equal_seeds(known["individual"], context)
     best = {name: choose(prepared, found) for name, found in tried.items()}
@@ -235,6 +236,7 @@ def run(prepared: Prepared, context: Context) -> Outcome:
     for seed in prepared.config.seeds:
         one = bench.Bench(given, seed)
         for name in methods:
+            context.say(f"seed {seed}: {name}")
             known[name].append(one.chosen(name, chosen[name]))
     for name in methods:
         say_method(prepared, context, name, chosen[name], known[name])

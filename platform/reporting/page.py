@@ -25,6 +25,11 @@ def render(template: str, **context: Any) -> str:
     return _environment().get_template(template).render(style=_style(), **context)
 
 
+def load(template: str) -> None:
+    """Compiles a template ahead of the first page: in a thread, while a run compiles."""
+    _environment().get_template(template)
+
+
 def markup(text: str) -> Any:
     """Marks HTML that we made as not to be escaped."""
     import markupsafe

@@ -5,7 +5,7 @@ import threading
 
 import jax
 
-from lamina.platform.reporting import drawing
+from lamina.platform.reporting import drawing, page
 
 
 @functools.cache
@@ -23,3 +23,4 @@ def _imports() -> None:
     import orbax.checkpoint  # noqa: F401
 
     drawing.load()
+    page.load("report.html")
