@@ -2,11 +2,14 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lamina.platform.commands import arguments as parsing
 from lamina.platform.commands.arguments import CONFIG_FLAGS, Flag
 from lamina.platform.errors import UserError, writing
+
+if TYPE_CHECKING:
+    from lamina.platform.planning.search import Tried
 
 FLAGS = {
     **CONFIG_FLAGS,
@@ -32,14 +35,13 @@ def main(arguments: Sequence[str]) -> int:
     parsing.no_positional("plan", given)
     config, _, trust = parsing.load_config(given)
 
-    import json
     import sys
     import time
 
     from ml_collections import ConfigDict
 
     from lamina.platform import config as configs
-    from lamina.platform.planning import analysis, compiling, search, tables
+    from lamina.platform.planning import compiling, search, tables
     from lamina.platform.programs import table as programs
     from lamina.platform.reporting import tables as printed
 
@@ -70,7 +72,13 @@ def main(arguments: Sequence[str]) -> int:
     chips = f"{wanted.chips} chips of {wanted.name}"
     print(f"{len(done)} layouts on {chips}, in {time.monotonic() - start:.0f} s\n")
     printed.show(tables.ranking(done))
-    best = done[0]
+    _print_best(done[0])
+    if given.flags["out"]:
+        _write_reports(given.flags["out"], done)
+    return 0
+
+
+def _print_best(best: "Tried") -> None:
     if best.order[0]:
         print("\nNone of them fits.")
     else:
@@ -78,15 +86,20 @@ def main(arguments: Sequence[str]) -> int:
         for warning in best.found.warnings if best.found else ():
             print(f"Warning: {warning}.")
     print("Estimates from data sheets, not calibrated on a TPU: layouts whose bounds overlap tie.")
-    if given.flags["out"]:
-        reports = [
-            {
-                "overrides": tried.candidate.overrides,
-                "reason": tried.reason,
-                "report": analysis.to_json(tried.found) if tried.found else None,
-            }
-            for tried in done
-        ]
-        with writing(given.flags["out"]):
-            Path(given.flags["out"]).write_text(json.dumps(reports, indent=2) + "\n")
-    return 0
+
+
+def _write_reports(path: str, done: Sequence["Tried"]) -> None:
+    import json
+
+    from lamina.platform.planning import analysis
+
+    reports = [
+        {
+            "overrides": tried.candidate.overrides,
+            "reason": tried.reason,
+            "report": analysis.to_json(tried.found) if tried.found else None,
+        }
+        for tried in done
+    ]
+    with writing(path):
+        Path(path).write_text(json.dumps(reports, indent=2) + "\n")

@@ -7,6 +7,7 @@ import numpy as np
 
 from lamina.platform.reporting import curves, formats, page
 from lamina.platform.reporting.charts import Line, chart
+from lamina.platform.reporting.page import Panel, panel
 from lamina.platform.reporting.stairs import Stairs, staircase
 
 MISS = "∞"
@@ -14,7 +15,7 @@ LARGEST = 4.0
 """Where the profiles end; see `lamina.platform.sweeps.scoring`."""
 
 
-def build(standings: Mapping[str, Any]) -> list[dict[str, Any]]:
+def build(standings: Mapping[str, Any]) -> list[Panel]:
     """Returns the panels of a shoot-out.
 
     Args:
@@ -34,13 +35,7 @@ def build(standings: Mapping[str, Any]) -> list[dict[str, Any]]:
     return panels
 
 
-def _panel(
-    title: str, heads: Sequence[str], rows: Any, note: str = "", charts: Sequence[Any] = ()
-) -> dict[str, Any]:
-    return {"title": title, "heads": heads, "rows": rows, "note": note, "charts": list(charts)}
-
-
-def _ranking(s: Mapping[str, Any], optimizers: Sequence[str]) -> dict[str, Any]:
+def _ranking(s: Mapping[str, Any], optimizers: Sequence[str]) -> Panel:
     clock = s["clock"]
     number = "{:.3f}".format
     rows = []
@@ -69,7 +64,7 @@ def _ranking(s: Mapping[str, Any], optimizers: Sequence[str]) -> dict[str, Any]:
         f"bootstrap interval over them). The order is that of the {clock}."
     )
     charts = [{**drawn, "svg": page.markup(svg)}] if svg else []
-    return _panel("Ranking", heads, rows, note, charts)
+    return panel("Ranking", heads, rows, note, charts)
 
 
 def _profile(ratios: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
@@ -80,9 +75,7 @@ def _profile(ratios: Sequence[float | None]) -> tuple[np.ndarray, np.ndarray]:
     return np.array(x), np.array(y)
 
 
-def _times(
-    s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]
-) -> dict[str, Any]:
+def _times(s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]) -> Panel:
     rows = []
     for workload in workloads:
         for name in optimizers:
@@ -118,12 +111,10 @@ def _times(
         "Seconds are those of the training steps, without evaluations (which a stream's program "
         "has among its steps) and compiling."
     )
-    return _panel("Time to the target", heads, rows, note)
+    return panel("Time to the target", heads, rows, note)
 
 
-def _curves(
-    s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]
-) -> dict[str, Any]:
+def _curves(s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]) -> Panel:
     charts = []
     for workload in workloads:
         lines = []
@@ -138,19 +129,17 @@ def _curves(
         if svg:
             charts.append({"name": title, "svg": page.markup(svg)})
     note = "The best point of each optimizer: median over fresh seeds."
-    return _panel("Curves", [], [], note if charts else "", charts)
+    return panel("Curves", [], [], note if charts else "", charts)
 
 
-def _without(s: Mapping[str, Any], optimizers: Sequence[str]) -> dict[str, Any]:
+def _without(s: Mapping[str, Any], optimizers: Sequence[str]) -> Panel:
     left = list(s["without"])
     rows = [[name, *(f"{s['without'][w][name]:.3f}" for w in left)] for name in optimizers]
     note = f"The score ({s['clock']}) if one workload is left out: a ranking that turns isn't one."
-    return _panel("Without one workload", ["optimizer", *(f"no {w}" for w in left)], rows, note)
+    return panel("Without one workload", ["optimizer", *(f"no {w}" for w in left)], rows, note)
 
 
-def _tuning(
-    s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]
-) -> dict[str, Any]:
+def _tuning(s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]) -> Panel:
     rows = []
     for name in optimizers:
         own = s["tuning"][name]
@@ -163,12 +152,10 @@ def _tuning(
         rows.append([name, ", ".join(own["keys"]), f"{own['studies']} x {own['trials']}", *cells])
     note = "Of each workload: the share of trials that met the target, and the best point."
     heads = ["optimizer", "tuned", "studies x trials", *workloads]
-    return _panel("Tuning and sensitivity", heads, rows, note)
+    return panel("Tuning and sensitivity", heads, rows, note)
 
 
-def _cost(
-    s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]
-) -> dict[str, Any]:
+def _cost(s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]) -> Panel:
     rows = []
     for name in optimizers:
         own = [s["cost"][name][workload] for workload in workloads]
@@ -178,12 +165,10 @@ def _cost(
         )
         rows.append([name, *shown])
     note = "A step of one seed on its device or core, beside others, and the optimizer's state."
-    return _panel("Cost", ["optimizer", *workloads], rows, note)
+    return panel("Cost", ["optimizer", *workloads], rows, note)
 
 
-def _targets(
-    s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]
-) -> dict[str, Any]:
+def _targets(s: Mapping[str, Any], optimizers: Sequence[str], workloads: Sequence[str]) -> Panel:
     rows = []
     for workload in workloads:
         own = s["targets"][workload]
@@ -195,7 +180,7 @@ def _targets(
         "Of each optimizer: the best value in the first three quarters of the steps, median over "
         "fresh seeds. Targets are made of such values, once, and then frozen."
     )
-    return _panel("Targets", ["workload", "target", "steps", *optimizers], rows, note)
+    return panel("Targets", ["workload", "target", "steps", *optimizers], rows, note)
 
 
 def _time(value: float | None) -> str:

@@ -11,6 +11,9 @@ PACKAGE = "lamina.platform.reporting"
 SPLITS = ("test", "validation", "train")
 """The order of splits in tables: what counts most comes first."""
 
+Panel = dict[str, Any]
+"""A section of a report, as `panel` makes it."""
+
 
 def render(template: str, **context: Any) -> str:
     """Fills a template of this package; every value is escaped unless it is Markup.
@@ -35,6 +38,25 @@ def markup(text: str) -> Any:
     import markupsafe
 
     return markupsafe.Markup(text)
+
+
+def panel(
+    title: str,
+    heads: Sequence[str] = (),
+    rows: Sequence[Sequence[str]] = (),
+    note: str = "",
+    charts: Sequence[Mapping[str, Any]] = (),
+) -> Panel:
+    """Returns a section of a report.
+
+    Args:
+        title: its heading.
+        heads: of the columns of its table.
+        rows: of its table, as texts.
+        note: a remark under the table.
+        charts: each with its "name" and its "svg", as `markup`.
+    """
+    return {"title": title, "heads": heads, "rows": rows, "note": note, "charts": charts}
 
 
 def value(data: Any) -> str:

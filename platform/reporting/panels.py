@@ -1,6 +1,6 @@
 """Sections of a report that only some programs have: the trials of a sweep, the shoot-out's score.
 
-A panel is a dict of "title", "heads", "rows" (texts), "charts" ({"name", "svg"}) and "note".
+`page.panel` says what a panel is.
 """
 
 from collections.abc import Mapping, Sequence
@@ -21,12 +21,11 @@ from lamina.platform.reporting import (
     tables,
 )
 from lamina.platform.reporting.charts import Line, Scatter, chart, scatter
+from lamina.platform.reporting.page import Panel, panel
 from lamina.platform.reporting.storage import PathLike
 
 ROWS = 100
 CURVES = 6
-
-Panel = dict[str, Any]
 
 
 def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any]) -> list[Panel]:
@@ -45,7 +44,7 @@ def build(workdir: PathLike, config: Mapping[str, Any], result: Mapping[str, Any
     if program == "shootout" and isinstance(result.get("shootout"), Mapping):
         return contest.build(result["shootout"])
     if program == "rebasin" and isinstance(result.get("panels"), Sequence):
-        return [_stored(panel) for panel in result["panels"]]
+        return [_stored(entry) for entry in result["panels"]]
     return []
 
 
@@ -59,16 +58,12 @@ def activations(workdir: PathLike) -> list[Panel]:
     table = tables.activation_table([row for row in rows if isinstance(row, Mapping)])
     if not table.rows:
         return []
-    return [
-        {
-            "title": "Activations",
-            "heads": [head.lstrip(">") for head in table.columns],
-            "rows": table.rows,
-            "charts": [],
-            "note": "Along a mesh axis an activation is split (S, with the dimension), the same "
-            "everywhere (B), or a sum that is still to be taken (P). Sizes are of one device.",
-        }
-    ]
+    note = (
+        "Along a mesh axis an activation is split (S, with the dimension), the same everywhere "
+        "(B), or a sum that is still to be taken (P). Sizes are of one device."
+    )
+    heads = [head.lstrip(">") for head in table.columns]
+    return [panel("Activations", heads, table.rows, note)]
 
 
 def _sweep(workdir: PathLike, result: Mapping[str, Any]) -> list[Panel]:
@@ -84,20 +79,16 @@ def _sweep(workdir: PathLike, result: Mapping[str, Any]) -> list[Panel]:
         for row in rows[:ROWS]
     ]
     left = f"{len(rows) - ROWS} more in sweep.jsonl. " if len(rows) > ROWS else ""
-    table = {
-        "title": "Trials, the best first",
-        "heads": ["trial", *keys, metric, "std over seeds"],
-        "rows": cells,
-        "charts": [],
-        "note": left + "Each has its folder below trials/, to report and compare.",
-    }
+    table = panel(
+        "Trials, the best first",
+        ["trial", *keys, metric, "std over seeds"],
+        cells,
+        left + "Each has its folder below trials/, to report and compare.",
+    )
     drawn = [_over(key, rows, metric) for key in keys]
     charts = [entry for entry in [_best_curves(workdir, rows, metric), *drawn] if entry["svg"]]
     note = "A cross is a trial that diverged." if any(r["score"] is None for r in rows) else ""
-    return [
-        {"title": "Search", "heads": [], "rows": [], "charts": charts, "note": note},
-        table,
-    ]
+    return [panel("Search", charts=charts, note=note), table]
 
 
 def _spread(row: Mapping[str, Any], metric: str) -> str:
@@ -139,84 +130,88 @@ def _best_curves(workdir: PathLike, rows: Sequence[Mapping[str, Any]], metric: s
 
 
 def _merge(result: Mapping[str, Any]) -> list[Panel]:
-    """The table of merged models, a radar of their tasks, and the coefficients of learned ones."""
+    """The tables of merged models, a radar of their tasks, and what learned ones have learned."""
     rows, tasks, metric = result["methods"], result["tasks"], str(result.get("metric", ""))
     several = len(rows[0]["mean"]["values"]) > 1
-
-    def spread(entry: Mapping[str, Any]) -> str:
-        mean, std = entry["mean"], entry["std"]
-        if mean is None:
-            return "not finite"
-        return f"{mean:.1%}" + (f" ± {std * 100:.1f}" if several else "")
-
-    def cells(kind: str) -> list[list[str]]:
-        means = {"tasks": "mean", "normalised": "normalised_mean"}
-        return [
-            [
-                row["row"],
-                ", ".join(f"{k} {page.value(v)}" for k, v in row["keys"].items() if k != "name"),
-                spread(row[means[kind]]),
-                *[spread(row[kind][task]) for task in tasks],
-            ]
-            for row in rows
-        ]
-
-    best = sorted(rows[2:], key=lambda row: -(row["mean"]["mean"] or 0.0))[: drawing.COLOURS - 1]
-    shown = [rows[0], *best]
-    polygons = [
-        charts.Polygon(row["row"], slot, [row["tasks"][task]["mean"] for task in tasks])
-        for slot, row in enumerate(shown)
-    ]
-    drawn = [{"name": f"test {metric} by task", "svg": charts.radar(polygons, tasks, metric)}]
-    for row in rows:
-        if row.get("coefficients"):
-            svg = charts.coefficients(row["coefficients"], tasks, f"coefficients of {row['row']}")
-            drawn.append({"name": f"coefficients of {row['row']}, first seed", "svg": svg})
-    drawn = [{**entry, "svg": page.markup(entry["svg"])} for entry in drawn if entry["svg"]]
-    costs = [
-        [
-            row["row"],
-            formats.number(row["validation"]["mean"]),
-            formats.duration(row["seconds"]["mean"]) if row["bytes"] else "",
-            formats.compact(row["bytes"]) + "B" if row["bytes"] else "",
-            " → ".join(formats.number(row["losses"][place]) for place in (0, -1))
-            if row.get("losses")
-            else "",
-        ]
-        for row in rows
-    ]
     note = "Mean and standard deviation over seeds. " if several else ""
-    table = lambda title, heads, body, note: {
-        "title": title,
-        "heads": heads,
-        "rows": body,
-        "charts": [],
-        "note": note,
-    }
     heads = ["model", "keys", "mean", *tasks]
     return [
-        {"title": "Tasks", "heads": [], "rows": [], "charts": drawn, "note": ""},
-        table(f"Test {metric}", heads, cells("tasks"), note + "Keys were chosen on validation."),
-        table(
+        panel("Tasks", charts=_merge_charts(rows, tasks, metric)),
+        panel(
+            f"Test {metric}",
+            heads,
+            _merge_cells(rows, tasks, "tasks", "mean", several),
+            note + "Keys were chosen on validation.",
+        ),
+        panel(
             f"Test {metric}, normalised",
             heads,
-            cells("normalised"),
+            _merge_cells(rows, tasks, "normalised", "normalised_mean", several),
             note + "Each task's number over that of its own model.",
         ),
-        table(
+        panel(
             "Cost",
             ["model", f"validation {metric}", "merging", "memory", "objective"],
-            costs,
+            [_merge_cost(row) for row in rows],
             "Merging with its compilation; memory of models, base, result and statistics. The "
             "objective of a learned merge at its begin and end, first seed.",
         ),
     ]
 
 
-def _stored(panel: Mapping[str, Any]) -> Panel:
+def _merge_cells(
+    rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], kind: str, mean: str, several: bool
+) -> list[list[str]]:
+    """Returns a row of texts for each merged model: its keys, its mean, and its tasks."""
+
+    def spread(entry: Mapping[str, Any]) -> str:
+        if entry["mean"] is None:
+            return "not finite"
+        return f"{entry['mean']:.1%}" + (f" ± {entry['std'] * 100:.1f}" if several else "")
+
+    return [
+        [
+            row["row"],
+            ", ".join(f"{k} {page.value(v)}" for k, v in row["keys"].items() if k != "name"),
+            spread(row[mean]),
+            *[spread(row[kind][task]) for task in tasks],
+        ]
+        for row in rows
+    ]
+
+
+def _merge_charts(
+    rows: Sequence[Mapping[str, Any]], tasks: Sequence[str], metric: str
+) -> list[dict[str, Any]]:
+    # The first two rows are the tasks' own models and the base.
+    best = sorted(rows[2:], key=lambda row: -(row["mean"]["mean"] or 0.0))[: drawing.COLOURS - 1]
+    polygons = [
+        charts.Polygon(row["row"], slot, [row["tasks"][task]["mean"] for task in tasks])
+        for slot, row in enumerate([rows[0], *best])
+    ]
+    drawn = [{"name": f"test {metric} by task", "svg": charts.radar(polygons, tasks, metric)}]
+    for row in rows:
+        if row.get("coefficients"):
+            svg = charts.coefficients(row["coefficients"], tasks, f"coefficients of {row['row']}")
+            drawn.append({"name": f"coefficients of {row['row']}, first seed", "svg": svg})
+    return [{**entry, "svg": page.markup(entry["svg"])} for entry in drawn if entry["svg"]]
+
+
+def _merge_cost(row: Mapping[str, Any]) -> list[str]:
+    losses = row.get("losses")
+    return [
+        row["row"],
+        formats.number(row["validation"]["mean"]),
+        formats.duration(row["seconds"]["mean"]) if row["bytes"] else "",
+        formats.compact(row["bytes"]) + "B" if row["bytes"] else "",
+        " → ".join(formats.number(losses[place]) for place in (0, -1)) if losses else "",
+    ]
+
+
+def _stored(stored: Mapping[str, Any]) -> Panel:
     """Returns a panel whose charts are given as the points of lines."""
     charts = []
-    for entry in panel.get("charts", ()):
+    for entry in stored.get("charts", ()):
         lines = [
             Line(
                 line["label"],
@@ -230,4 +225,4 @@ def _stored(panel: Mapping[str, Any]) -> Panel:
         svg = chart(lines, entry["name"])
         if svg:
             charts.append({"name": entry["name"], "svg": page.markup(svg)})
-    return {**panel, "charts": charts}
+    return {**stored, "charts": charts}

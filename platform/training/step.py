@@ -278,37 +278,49 @@ def _objective(recipe, trained, state, model_state, mixed, key, scale, mean=True
     return loss * scale, (new_model_state, recipe.task.metrics(shown, rows), loss, weight, answer)
 
 
+_differentiated = jax.value_and_grad(_objective, argnums=1, has_aux=True)
+
+
 def gradient(recipe: Recipe, state: TrainState, mixed: Mixed, key: jax.Array, scale):
     """Returns (gradient of the mean loss, model state, metrics, mean loss, a learner's output)."""
-    differentiate = jax.value_and_grad(_objective, argnums=1, has_aux=True)
+    if recipe.accumulation > 1:
+        return _accumulated(recipe, state, mixed, key, scale)
+    (_, (model_state, metrics, loss, _, output)), grads = _differentiated(
+        recipe, state.params, state, state.model_state, mixed, key, scale
+    )
+    grads = _unscaled(grads, scale)
+    if recipe.learner is not learners.PLAIN:
+        own, moment = learners.own_of(state), learners.moment_of(state)
+        plain = recipe._replace(learner=learners.PLAIN)
+
+        def gradient_of(rows: Batch) -> Any:
+            alone = Mixed(normalise(dict(rows)), {})
+            arguments = (plain, state.params, state, state.model_state, alone, key)
+            return _differentiated(*arguments, 1.0)[1]
+
+        memory = learners.memory_of(state)
+        grads = recipe.learner.gradient(grads, own, state.params, gradient_of, moment, memory)
+    return grads, model_state, metrics, loss, output
+
+
+def _accumulated(recipe: Recipe, state: TrainState, mixed: Mixed, key: jax.Array, scale):
+    """As `gradient`, from parts of the batch that go through the model one after another."""
     parts = recipe.accumulation
-    if parts == 1:
-        (_, (model_state, metrics, loss, _, output)), grads = differentiate(
-            recipe, state.params, state, state.model_state, mixed, key, scale
-        )
-        grads = _unscaled(grads, scale)
-        if recipe.learner is not learners.PLAIN:
-            own, moment = learners.own_of(state), learners.moment_of(state)
-            plain = recipe._replace(learner=learners.PLAIN)
-
-            def gradient_of(rows: Batch) -> Any:
-                alone = Mixed(normalise(dict(rows)), {})
-                arguments = (plain, state.params, state, state.model_state, alone, key)
-                return differentiate(*arguments, 1.0)[1]
-
-            memory = learners.memory_of(state)
-            grads = recipe.learner.gradient(grads, own, state.params, gradient_of, moment, memory)
-        return grads, model_state, metrics, loss, output
-
     # Part i takes the rows i, i + parts, ...: each stays on the device that has it.
     cut = lambda a: jnp.moveaxis(a.reshape(a.shape[0] // parts, parts, *a.shape[1:]), 1, 0)
     batches = jax.tree.map(cut, mixed.batch)
     rows = jax.tree.leaves(batches)[0].shape[1]
 
+    def measured(params: Any, batch: Any) -> Metrics:
+        _, (_, metrics, *_) = _objective(
+            recipe, params, state, state.model_state, Mixed(batch, {}), key, scale
+        )
+        return metrics
+
     def part(carry, i_and_batch):
         i, batch = i_and_batch
         grads, model_state, metrics, total, weight = carry
-        (_, (model_state, new_metrics, loss, new_weight, _)), new = differentiate(
+        (_, (model_state, new_metrics, loss, new_weight, _)), new = _differentiated(
             recipe,
             state.params,
             state,
@@ -322,28 +334,20 @@ def gradient(recipe: Recipe, state: TrainState, mixed: Mixed, key: jax.Array, sc
         metrics = add_metrics(metrics, new_metrics)
         return (grads, model_state, metrics, total + loss, weight + new_weight), None
 
-    first = jax.tree.map(lambda a: a[0], batches)
-    abstract = jax.eval_shape(
-        lambda p, b: _objective(recipe, p, state, state.model_state, Mixed(b, {}), key, scale)[1][
-            1
-        ],
-        state.params,
-        first,
-    )
-    zero = jnp.zeros(())
+    abstract = jax.eval_shape(measured, state.params, jax.tree.map(lambda a: a[0], batches))
+    none = jnp.zeros(())
     start = (
         jax.tree.map(jnp.zeros_like, state.params),
         state.model_state,
         zero_metrics(abstract),
-        zero,
-        zero,
+        none,
+        none,
     )
     (grads, model_state, metrics, total, weight), _ = jax.lax.scan(
         part, start, (jnp.arange(parts), batches)
     )
     weight = _nonzero(weight)
-    grads = _unscaled(grads, scale / rows * weight)
-    return grads, model_state, metrics, total / weight, None
+    return _unscaled(grads, scale / rows * weight), model_state, metrics, total / weight, None
 
 
 def _unscaled(grads: Any, scale: Any) -> Any:
