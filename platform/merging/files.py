@@ -15,6 +15,7 @@ from lamina.platform.errors import UserError
 from lamina.platform.merging import streaming, table
 from lamina.platform.merging.method import Method
 from lamina.platform.merging.output import (
+    METADATA,
     RECIPE,
     Files,
     Stage,
@@ -38,7 +39,6 @@ DTYPES = {
 }
 """Names of the dtypes that an output may be given."""
 
-_METADATA = "lamina_merge"
 _UNKNOWN = "0" * 64
 
 
@@ -181,7 +181,7 @@ def run(
         shards = {prepared.out.name: list(layouts)}
         given = dict(recipe.metadata or next(iter(first.metadata.values()), {}))
         placeholder = json.dumps(_manifest(recipe, prepared, None), sort_keys=True)
-        headers = {prepared.out.name: given | {_METADATA: placeholder}}
+        headers = {prepared.out.name: given | {METADATA: placeholder}}
     with Stage(prepared.out).held() as stage:
         files = Files(stage.folder, shards, layouts, headers)
         try:
@@ -195,7 +195,7 @@ def run(
             )
             manifest = _manifest(recipe, prepared, checks)
             text = json.dumps(manifest, sort_keys=True)
-            files.finish({} if prepared.folder else {prepared.out.name: {_METADATA: text}})
+            files.finish({} if prepared.folder else {prepared.out.name: {METADATA: text}})
         finally:
             files.close()
         if prepared.folder:

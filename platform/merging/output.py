@@ -19,8 +19,11 @@ from lamina.platform.errors import UserError
 from lamina.platform.merging.sources import INDEX, Source
 
 RECIPE = "merge.json"
-"""The manifest of a merged folder; a single file has it in its metadata, as `lamina_merge`."""
+"""The manifest of a merged folder."""
+METADATA = "lamina_merge"
+"""The manifest of a single merged file: its place in the file's metadata."""
 
+_FLOATS = ("float64", "float32", "float16", "bfloat16")
 _WEIGHTS = (*PICKLES, ".safetensors", ".index.json", ".msgpack", ".h5", ".gguf", ".onnx")
 
 
@@ -201,18 +204,22 @@ def carry_over(
 
 def _set_dtype(path: pathlib.Path, dtype: str) -> None:
     try:
-        content: Any = json.loads(path.read_bytes())
+        text = json.dumps(_with_dtype(json.loads(path.read_bytes()), dtype), indent=2)
     except (ValueError, RecursionError):
         return  # not ours to judge: it is carried over as it is
-    if isinstance(content, dict):
-        for key in ("torch_dtype", "dtype"):
-            if key in content:
-                content[key] = dtype
-        path.write_text(json.dumps(content, indent=2) + "\n")
+    path.write_text(text + "\n")
+
+
+def _with_dtype(content: Any, dtype: str) -> Any:
+    """Returns a model's config with another dtype, also of the parts that it has configs of."""
+    if not isinstance(content, dict):
+        return content
+    stated = lambda key, value: key in ("torch_dtype", "dtype") and value in _FLOATS
+    return {k: dtype if stated(k, v) else _with_dtype(v, dtype) for k, v in content.items()}
 
 
 def check_place(out: pathlib.Path, inputs: Sequence[Source], folder: bool) -> None:
-    """Refuses to write over an input, or over a folder that no merge has made.
+    """Refuses to write over an input, or over a file or folder that no merge has made.
 
     Raises:
         UserError: the output's place isn't free.
@@ -235,6 +242,19 @@ def check_place(out: pathlib.Path, inputs: Sequence[Source], folder: bool) -> No
             raise UserError(f"--out={out} exists, and no merge has made it: choose another")
     elif not folder and out.is_dir():
         raise UserError(f"--out={out} is a folder")
+    elif not folder and out.exists() and METADATA not in _metadata(out):
+        raise UserError(
+            f"--out={out} exists, and no merge has made it: choose another, or remove it"
+        )
+
+
+def _metadata(path: pathlib.Path) -> Mapping[str, str]:
+    """Returns what a file's header says, nothing if it is no safetensors file."""
+    try:
+        with safetensors.File(path) as file:
+            return file.metadata
+    except UserError:
+        return {}
 
 
 def _write(handle: int, view: memoryview, place: int) -> None:

@@ -108,7 +108,8 @@ def folder_of(path, model):
     table = {name: file for file, part in shards.items() for name in part}
     index = {"metadata": {"total_size": 1}, "weight_map": table}
     (path / "model.safetensors.index.json").write_text(json.dumps(index))
-    (path / "config.json").write_text(json.dumps({"model_type": "x", "torch_dtype": "float32"}))
+    parts = {"text_config": {"dtype": "float32"}, "dtype": "of another kind"}
+    (path / "config.json").write_text(json.dumps({"torch_dtype": "float32"} | parts))
     (path / "tokenizer.model").write_bytes(b"tokens")
     (path / "pytorch_model.bin").write_bytes(b"old weights")
     return str(path)
@@ -130,7 +131,11 @@ def test_a_folder_keeps_its_shards_and_its_other_files(tmp_path, tensors):
     ]
     index = json.loads((out / "model.safetensors.index.json").read_text())
     assert index["metadata"]["total_size"] == sum(2 * value.size for value in base.values())
-    assert json.loads((out / "config.json").read_text())["torch_dtype"] == "bfloat16"
+    assert json.loads((out / "config.json").read_text()) == {
+        "torch_dtype": "bfloat16",
+        "text_config": {"dtype": "bfloat16"},
+        "dtype": "of another kind",
+    }
     found = {}
     for file in out.glob("*.safetensors"):
         found |= load_file(file)
@@ -285,6 +290,16 @@ def test_inputs_and_foreign_folders_are_not_written_over(paths, tmp_path):
     other.mkdir()
     (other / "file").write_text("mine")
     refused(paths, tmp_path, "no merge has made it", out=other)
+    mine = tmp_path / "mine.safetensors"
+    for content in (Path(paths[0]).read_bytes(), b"no such file"):
+        mine.write_bytes(content)
+        refused(paths, tmp_path, "no merge has made it", out=mine)
+        assert mine.read_bytes() == content
+    mine.unlink()
+    for name in ("ties", "linear"):  # an earlier merge is replaced
+        merge(name, paths, mine)
+    with safe_open(mine, "np") as file:
+        assert json.loads(file.metadata()["lamina_merge"])["method"] == "linear"
 
 
 def test_numbers_of_other_kinds_are_refused(paths, tmp_path):
