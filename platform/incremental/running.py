@@ -68,24 +68,46 @@ def open_runner(
     if not sources.is_held(parts.config, data):
         return _open_streaming(parts, plan, tables, cut, data)
     examples = sources.examples(parts, cut, data)
+    opened = _open_vmapped if parts.seeds.lowering == "vmap" else _open_side_by_side
+    return opened(parts, plan, tables, examples, compile_program)
+
+
+def _open_vmapped(
+    parts: Experiment,
+    plan: sequence.Plan,
+    tables: Sequence[sequence.Tables],
+    examples: Any,
+    compile_program: Callable[..., compiled.Program],
+) -> Runner:
+    """Compiles one program for all seeds together."""
+    whole = partition_rules.replicated(parts.mesh)
+    place = lambda span: jax.device_put(span, whole)
+    stacked = jax.tree.map(lambda *a: jnp.stack(a), *tables) if len(tables) > 1 else tables[0]
+    axes = (0, None, 0 if len(tables) > 1 else None, None)
+    vmapped = jax.vmap(partial(sequence.advance, plan), axes, spmd_axis_name="seed")
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
+    jitted = jax.jit(vmapped, donate_argnums=0, out_shardings=(shardings, whole))
+    arguments = (parts.state, examples, stacked, place(np.zeros(4, np.int32)))
+    program = compile_program(jitted, *arguments)
+
+    def together(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
+        state, history = program.call(state, examples, stacked, place(span))
+        return state, np.asarray(jax.device_get(history))
+
+    return Runner(lambda state: state, together, lambda state: state)
+
+
+def _open_side_by_side(
+    parts: Experiment,
+    plan: sequence.Plan,
+    tables: Sequence[sequence.Tables],
+    examples: Any,
+    compile_program: Callable[..., compiled.Program],
+) -> Runner:
+    """Compiles the program of one seed, which threads then call for each seed."""
     whole = partition_rules.replicated(parts.mesh)
     place = lambda span: jax.device_put(span, whole)
     number = parts.seeds.number
-    if parts.seeds.lowering == "vmap":
-        stacked = jax.tree.map(lambda *a: jnp.stack(a), *tables) if len(tables) > 1 else tables[0]
-        axes = (0, None, 0 if len(tables) > 1 else None, None)
-        vmapped = jax.vmap(partial(sequence.advance, plan), axes, spmd_axis_name="seed")
-        shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-        jitted = jax.jit(vmapped, donate_argnums=0, out_shardings=(shardings, whole))
-        arguments = (parts.state, examples, stacked, place(np.zeros(4, np.int32)))
-        program = compile_program(jitted, *arguments)
-
-        def together(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
-            state, history = program.call(state, examples, stacked, place(span))
-            return state, np.asarray(jax.device_get(history))
-
-        return Runner(lambda state: state, together, lambda state: state)
-
     one = parts.state if number == 1 else jax.tree.map(_without_seed, parts.state)
     shardings = jax.tree.map(lambda leaf: leaf.sharding, one)
     jitted = jax.jit(
