@@ -62,7 +62,11 @@ OUTSIDE = frozenset(
 
 @contextlib.contextmanager
 def writing(path: str | os.PathLike[str]) -> Iterator[None]:
-    """Turns whatever keeps a file or folder of the user's choice from being written into words."""
+    """Turns whatever keeps a file or folder of the user's choice from being written into words.
+
+    Raises:
+        UserError: the path can't be written.
+    """
     try:
         yield
     except OSError as error:

@@ -81,6 +81,9 @@ class TrainedModel:
         Args:
             inputs: [N, ...]; one example without its batch dimension is not accepted.
             batch_size: examples at once; the last batch is padded, so that one program serves all.
+
+        Raises:
+            UserError: there are no inputs, or the model takes others.
         """
         array = np.asarray(inputs)
         parts = []

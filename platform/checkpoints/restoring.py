@@ -92,7 +92,11 @@ Select = Callable[[Manifest], tuple[dict[str, ArrayRecord], dict[str, Sharding |
 def newest_good(
     directory: epath.Path, step: int | None, select: Select
 ) -> tuple[str, Manifest, dict[str, Any], list[tuple[str, str]]] | None:
-    """The newest checkpoint that verifies: name, manifest, leaves, (name, note) of the skipped."""
+    """The newest checkpoint that verifies: name, manifest, leaves, (name, note) of the skipped.
+
+    Raises:
+        UserError: there is no checkpoint of `step`, or none verifies.
+    """
     found_folders = sorted(folders.listing(directory), reverse=True)
     if step is not None:
         chosen = [f for f in found_folders if f[0] == step]

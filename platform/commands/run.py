@@ -46,6 +46,10 @@ def train(given: parsing.Arguments, join: Callable[[], None]) -> int:
     Args:
         given: the command's arguments.
         join: joins the other processes of the run.
+
+    Raises:
+        InterruptedRun: a signal asked to stop.
+        DivergedError: the loss of every seed is no longer finite.
     """
     config, _, trust = parsing.load_config(given)
     use_compilation_cache()

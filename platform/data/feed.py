@@ -273,7 +273,12 @@ class Reader:
         self._closed = False
 
     def read(self, first_step: int, count: int) -> dict[str, np.ndarray]:
-        """Returns so many batches, stacked; quick where the last call ended at `first_step`."""
+        """Returns so many batches, stacked; quick where the last call ended at `first_step`.
+
+        Raises:
+            UserError: the data set raises an error at one of the examples.
+            RuntimeError: the reader was closed.
+        """
         if self._closed:
             raise RuntimeError("this feed was closed")
         iterator = self._iterator

@@ -84,7 +84,11 @@ def open_splits(
     image_size: int = 0,
     context: int = 256,
 ) -> Opened:
-    """Opens what is prepared; the arguments are those of `tfds`."""
+    """Opens what is prepared; the arguments are those of `tfds`.
+
+    Raises:
+        UserError: the data set isn't prepared, can't be read by position, or lacks a feature.
+    """
     # The cheap part of importing TFDS is still a second: only those who use it pay.
     import tensorflow_datasets
 

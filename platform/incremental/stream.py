@@ -121,6 +121,9 @@ def schedule(
 
     Returns:
         "rows" to "repeats" of `Stream`.
+
+    Raises:
+        UserError: there are no examples.
     """
     blocks_of: dict[str, list[np.ndarray]] = {"rows": [], "valid": [], "fresh": []}
     steps, first_pass = [], []

@@ -194,6 +194,9 @@ def data_incremental(labels: Labels, batch_size: int, seed: int, shared: Shared)
         batch_size: rows of a batch.
         seed: of the order and of the parts.
         shared: the keys of every stream.
+
+    Raises:
+        UserError: there are fewer examples than experiences.
     """
     count = shared.experiences
     most = min(len(labels.train), len(labels.test))

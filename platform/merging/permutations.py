@@ -148,6 +148,9 @@ def permute(
         name: of the leaf.
         leaf: the array.
         raw: numbers of factors of the leaf that stay as they are. Default: none.
+
+    Raises:
+        UserError: the leaf's shape doesn't fit the permutations.
     """
     dims = spec.leaves[name]
     if tuple(leaf.shape) != tuple(int(np.prod([f.size for f in dim])) for dim in dims):

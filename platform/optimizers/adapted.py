@@ -35,6 +35,9 @@ def lbfgs(
         line_search: "zoom" (strong Wolfe conditions, at most 20 evaluations; default: optax's),
             "backtracking" (Armijo, at most 20) or "none".
 
+    Raises:
+        ValueError: there is no such line search.
+
     References:
         Nocedal and Wright, Numerical Optimization, 1999, algorithm 7.5
     """

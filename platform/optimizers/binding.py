@@ -151,7 +151,11 @@ def _is_plain_tuple(value: Any) -> bool:
 
 
 def checked(label: str, key: str, value: Any, wanted: Any) -> Any:
-    """Returns `value` as type `wanted`; arrays of no dimension pass as numbers, ints as floats."""
+    """Returns `value` as type `wanted`; arrays of no dimension pass as numbers, ints as floats.
+
+    Raises:
+        UserError: the value isn't of that type.
+    """
     choices = typing.get_args(wanted)
     if choices:
         if value in choices:

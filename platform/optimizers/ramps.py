@@ -49,7 +49,11 @@ def steps_after_warmup(steps: int, warmup_steps: Number) -> Number:
 
 
 def check(condition: bool | jax.Array, message: str) -> None:
-    """Refuses a mistake; what depends on a traced number can't be looked at."""
+    """Refuses a mistake; what depends on a traced number can't be looked at.
+
+    Raises:
+        UserError: the condition is known and False; `message` says what is wrong.
+    """
     if not isinstance(condition, jax.Array) and not condition:
         raise UserError(f"schedule: {message}")
 

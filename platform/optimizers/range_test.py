@@ -125,6 +125,9 @@ def suggest(rates: np.ndarray, smoothed: np.ndarray, end: int) -> float:
     """Returns the rate where the smoothed loss falls most steeply, per factor of the rate.
 
     The first ten and the last five rates before the blow-up don't count, if enough are left.
+
+    Raises:
+        UserError: the loss blows up at the lowest rate.
     """
     if end < 3:
         raise UserError(f"the loss blows up at the lowest rate, {rates[0]:g}: lower it")

@@ -256,7 +256,12 @@ def learn(
     start: int,
     context: Context,
 ) -> TrainState:
-    """Runs the stream to its end, or until a signal or divergence."""
+    """Runs the stream to its end, or until a signal or divergence.
+
+    Raises:
+        InterruptedRun: a signal asked to stop.
+        DivergedError: the loss of every seed is no longer finite.
+    """
     parts, c = prepared.parts, prepared.parts.config
     length = c.steps_per_call or c.checkpoint.every or parts.steps
     if start >= parts.steps:

@@ -184,6 +184,10 @@ def train_loop(
 
     Returns:
         The state after the last step.
+
+    Raises:
+        InterruptedRun: a signal asked to stop.
+        DivergedError: the loss of every seed is no longer finite.
     """
     parts = recorder.parts
     c, length = parts.config, parts.config.steps_per_call

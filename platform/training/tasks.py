@@ -167,6 +167,9 @@ def regression(spec: DataSpec, *, target_offset: float = 0.0) -> Task:
     Args:
         spec: `outputs` is the number of targets.
         target_offset: a number near the labels' mean (default: 0, for standardised labels).
+
+    Raises:
+        UserError: (by the loss) the labels aren't a number for each output.
     """
     determined = range(spec.outputs if spec.outputs <= _DETERMINED_OUTPUTS else 0)
 
