@@ -1,5 +1,6 @@
 """Parsing of a command's arguments with absl, and of `--config.key=value` overrides."""
 
+import contextlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
@@ -120,7 +121,9 @@ def _drop_keys_of_the_old_name(
     kind = find(config).schema.kinds.get(block)
     if kind is not None:
         stay = [key.removeprefix(f"{block}.") for key in given if key.startswith(f"{block}.")]
-        configs.drop_foreign(config[block], kind, block, trust, stay)
+        # A name that can't be looked up is told by `resolve`, with all other mistakes.
+        with contextlib.suppress(UserError):
+            configs.drop_foreign(config[block], kind, block, trust, stay)
 
 
 def no_positional(command: str, arguments: Arguments) -> None:

@@ -125,8 +125,10 @@ def test_all_mistakes_of_a_config_are_told_at_once(lamina, tiny_config, tmp_path
         f"--workdir={tmp_path / 'run'}",
         "--config.stepz=1",
         "--config.optimizer.lr=1",
+        "--config.model.name=mpl",
     )
-    assert "2 mistakes" in error
+    assert "3 mistakes" in error
+    assert "model.name = 'mpl' is unknown" in error
     assert "stepz" in error
     assert "optimizer.lr" in error
 
