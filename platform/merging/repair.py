@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.extend import core
 
 from lamina.models import axes as logical
 from lamina.models.functional import FunctionalModel
@@ -76,8 +77,10 @@ def repair(
 ) -> Tree:
     """Returns a merged model whose units have the statistics of its ends.
 
-    It goes through the inputs as often as there are layers, so that each sees those before it
-    corrected, whatever the number of examples.
+    It goes through the inputs as often as there are layers, whatever the number of examples: a
+    layer's correction needs its statistics over all of them, with the layers before it corrected,
+    before any goes on. One pass would do only with the activations of all inputs at once in memory.
+    Layers in a loop of the model's own, as the cell of an RNN, stay as they are.
 
     Args:
         model: of all three.
@@ -221,7 +224,11 @@ class _Recorder(nnx.Module):
     """A layer whose outputs are corrected, and their moments kept."""
 
     def __init__(self, inner: Any, layer: Layer, correction: Affine | None, seen: dict[str, list]):
+        outside = core.get_opaque_trace_state(convention="nnx")
+
         def after(value: jax.Array) -> jax.Array:
+            if core.get_opaque_trace_state(convention="nnx") != outside:
+                return value  # in a loop of the model's own, which no moment leaves
             wide = value.astype(jnp.float32)
             over = tuple(range(wide.ndim - layer.outputs))
             if correction is not None:

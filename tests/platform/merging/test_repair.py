@@ -227,3 +227,22 @@ def test_a_model_that_cannot_be_repaired_says_so(inputs):
     one = random_like(model.params, 0)
     with pytest.raises(UserError, match="no batch norm, and no hidden layer"):
         repair.repair(model, one, one, one, inputs)
+
+
+def test_a_layer_in_a_loop_of_the_models_own_stays(inputs):
+    class Recurrent(nnx.Module):
+        def __init__(self, rngs):
+            self.cell, self.after = nnx.Linear(16, 6, rngs=rngs), nnx.Linear(6, 5, rngs=rngs)
+
+        def __call__(self, x):
+            rows = x.reshape(len(x), 8, 16).swapaxes(0, 1)
+            step = lambda carry, row: (jnp.tanh(carry + self.cell(row)), None)
+            return self.after(jax.lax.scan(step, jnp.zeros((len(x), 6)), rows)[0])
+
+    model = functional(Recurrent)
+    one, other, merged = (random_like(model.params, seed) for seed in range(3))
+    repaired = repair.repair(model, one, other, merged, inputs)
+    np.testing.assert_array_equal(repaired["cell"]["kernel"], merged["cell"]["kernel"])
+    ends = [repair.layer_statistics(model, end, inputs)["after"] for end in (one, other)]
+    found = repair.layer_statistics(model, repaired, inputs)["after"]
+    np.testing.assert_allclose(found.std, (ends[0].std + ends[1].std) / 2, rtol=1e-4)
