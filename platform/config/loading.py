@@ -99,8 +99,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
     """Sets the dotted `key` of `config` from a command line's text.
 
     The text is read as a Python literal (`1e-3`, `True`, `(0, 1)`, `0,1,2`), and as a string where
-    it is none, or where the config has a string there. A key that the file doesn't set may be
-    given: `resolve` checks it.
+    it is none, or where the config has a string there; `a,b` is two strings where the config has a
+    tuple. A key that the file doesn't set may be given: `resolve` checks it.
 
     Raises:
         UserError: a part of the path is a value and not a block.
@@ -121,7 +121,7 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         )
     value = text if isinstance(current, str) else _literal(text)
     if isinstance(current, tuple) and not isinstance(value, tuple):
-        value = (value,)
+        value = names.split(value) if isinstance(value, str) else (value,)
     with block.ignore_type(), block.unlocked():
         block[last] = value
 

@@ -181,6 +181,11 @@ def lookup(name: str, table: Mapping[str, Callable], kind: str, trust: Sequence[
     """
     if not isinstance(name, str):
         raise UserError(f"{kind}.name = {name!r} should be text, such as {next(iter(table))!r}")
+    if "," in name:
+        raise UserError(
+            f"{kind}.name = {name!r} should be one name; a sweep tries several: "
+            f"sweep.space.{kind}.name = {names.split(name)}"
+        )
     if ":" not in name:
         if name not in table:
             raise UserError(
@@ -282,7 +287,8 @@ def _bind(
         try:
             into[key] = _typed(value, option.type)
         except TypeError:
-            problems.append(f"{prefix}{key} = {value!r} should be {_type_name(option.type)}")
+            hint = names.separated(value) if "tuple" in str(option.type) else ""
+            problems.append(f"{prefix}{key} = {value!r} should be {_type_name(option.type)}{hint}")
             if option.default is not MISSING:
                 into[key] = thaw(option.default)
     return into.keys() >= keys.keys()

@@ -150,7 +150,8 @@ def _domain(key: str, entry: Any) -> tuple[Domain | None, str]:
     if isinstance(entry, tuple):
         entry = {"values": entry}
     if not isinstance(entry, Mapping):
-        return None, f" = {entry!r} should be a tuple of values, or dict(low=..., high=...)"
+        hint = names.separated(entry)
+        return None, f" = {entry!r} should be a tuple of values, or dict(low=..., high=...){hint}"
     unknown = sorted(set(entry) - set(_KEYS))
     if unknown:
         return None, f".{unknown[0]} is not a key: valid are {', '.join(_KEYS)}"

@@ -220,7 +220,7 @@ def _assemble(
     mesh = meshes.create(devices, **c.mesh)
     kind = SCHEMA.kinds["islands"]
     method = configs.build(c.islands, kind, "islands", trust, islands.whole(mesh))
-    splitting.check_batch(c, mesh, method)
+    splitting.check_batch(c, mesh, method, len(dataset.splits["train"]))
     if c.data.balance_length:
         dataset = _balanced(c, dataset, meshes.batch_parallelism(mesh))
     train = dataset.splits["train"]

@@ -10,10 +10,26 @@ from lamina.platform.training.state import TrainState
 from lamina.sharding import mesh as meshes
 from lamina.sharding import rules as partition_rules
 
+_REPEATED = 16
+"""How often a batch may hold an example: repeated augmentation takes one a few times, and a large
+batch is planned and timed with few synthetic examples."""
 
-def check_batch(c: FrozenConfigDict, mesh: Mesh, method: Method | None) -> None:
-    """Raises a `UserError` where mesh, islands and accumulation don't divide the batch."""
+
+def check_batch(c: FrozenConfigDict, mesh: Mesh, method: Method | None, examples: int) -> None:
+    """Raises a `UserError` where the data are too few for the batch, or it can't be divided.
+
+    Args:
+        c: resolved.
+        mesh: of the run.
+        method: of the islands.
+        examples: in the training split.
+    """
     size, number = c.data.batch_size, method.number if method else 1
+    if size > _REPEATED * examples:
+        raise UserError(
+            f"data.batch_size = {size}, but there are {examples} training examples: a batch would "
+            f"hold each of them {size / examples:.0f} times; use at most {examples}"
+        )
     if number % mesh.shape["replica"] and method:
         raise UserError(
             f"mesh.replica = {mesh.shape['replica']} doesn't divide the {number} islands: use "

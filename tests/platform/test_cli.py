@@ -78,6 +78,12 @@ def test_nothing_and_a_wrong_command_show_what_there_is(lamina):
         (["--config.modle.name=mlp"], "modle is not a key (did you mean 'model'?)"),
         (["--config.model.width=3"], "model.width is not a key (did you mean 'widths'?)"),
         (["--config.model.name=mpl"], "model.name = 'mpl' is unknown (did you mean 'mlp'?)"),
+        (["--config.model.name=mlp,vit"], "sweep.space.model.name = ('mlp', 'vit')"),
+        (
+            ["--config.optimizer.lr=0.1"],
+            "optimizer.lr is not a key (did you mean 'learning_rate'?)",
+        ),
+        (["--config.data.batch_size=100000"], "hold each of them 74 times; use at most 1"),
         (["--config.steps=many"], "steps = 'many' should be an int"),
         (["--config.seeds=()"], "seeds is empty"),
         (["--config.seeds=1,1"], "holds a value twice"),

@@ -189,6 +189,8 @@ def test_what_a_factory_returns_must_be_of_its_kind():
         ("seeds", "0,1,2", (0, 1, 2)),
         ("seeds", "(3,)", (3,)),
         ("seeds", "4", (4,)),
+        ("names", "sgd, adamw", ("sgd", "adamw")),
+        ("names", "sgd", ("sgd",)),
         ("model.rate", "1e-3", 1e-3),
         ("model.name", "17", "17"),
         ("evaluation.every", "20", 20),
@@ -197,7 +199,7 @@ def test_what_a_factory_returns_must_be_of_its_kind():
     ],
 )
 def test_an_override_takes_the_type_of_its_text(key, text, value):
-    changed = config(seeds=(0,))
+    changed = config(seeds=(0,), names=("lion",))
     configs.override(changed, key, text)
     assert configs.flatten(changed)[key] == value
 

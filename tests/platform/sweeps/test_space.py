@@ -68,6 +68,8 @@ def test_more_trials_begin_with_the_same_points_and_stay_in_their_ranges(method)
             {"optimizer": {"lerning_rate": (1.0,)}},
             "optimizer.lerning_rate is no key of this",
         ),
+        ({"optimizer": {"lr": (1.0,)}}, "(did you mean 'optimizer.learning_rate'?)"),
+        ({"optimizer": {"name": "sgd,adamw"}}, "several are written ('sgd', 'adamw')"),
         ({"seeds": (0, 1)}, "every trial is run with all of config.seeds"),
         ({"clip_norm": {"values": ()}}, "with at least one value"),
         ({"clip_norm": (1.0, 1.0)}, "holds a value twice"),
