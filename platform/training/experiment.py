@@ -193,6 +193,9 @@ def assemble(
         UserError: the parts don't fit each other, the data or the devices.
     """
     dataset = dataset or open_dataset(config.data, trust)
+    if "train" not in dataset.splits:
+        there = ", ".join(dataset.splits)
+        raise UserError(f"data ({config.data.name}): there is no split 'train', but {there}")
     try:
         return _assemble(config, trust, devices or jax.devices(), dataset, stream, members)
     except ValueError as error:

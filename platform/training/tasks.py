@@ -62,7 +62,8 @@ def classification(spec: DataSpec, *, label_smoothing: float = 0.0) -> Task:
         label_smoothing: share of the label spread over all classes, in [0, 1) (default: none).
 
     Raises:
-        UserError: label_smoothing is out of range, or there are fewer than two classes.
+        UserError: label_smoothing is out of range, or there are fewer than two classes; (by the
+            loss) the model has fewer logits than there are classes.
 
     References:
         Szegedy et al., Rethinking the Inception Architecture, https://arxiv.org/abs/1512.00567
@@ -76,6 +77,7 @@ def classification(spec: DataSpec, *, label_smoothing: float = 0.0) -> Task:
 
     def loss(output: Output, batch: Batch):
         logits_BxC, labels = output.logits.astype(jnp.float32), batch["labels"]
+        _check_logits("classification", logits_BxC, labels, spec.outputs)
         weights_B = _weights(batch, logits_BxC.shape[:-1])
         if _are_probabilities(labels):
             labels_BxC = optax.smooth_labels(labels.astype(jnp.float32), label_smoothing)
@@ -110,7 +112,8 @@ def language_modeling(spec: DataSpec) -> Task:
         spec: `outputs` is the size of the vocabulary, `input_shape` is (T,).
 
     Raises:
-        UserError: the data set isn't one of token sequences.
+        UserError: the data set isn't one of token sequences; (by the loss) the model has fewer
+            logits than there are tokens.
     """
     if len(spec.input_shape) != 1 or not spec.input_dtype.startswith("int"):
         raise UserError(
@@ -124,6 +127,7 @@ def language_modeling(spec: DataSpec) -> Task:
 
     def loss(output: Output, batch: Batch):
         logits_BxTxV, labels_BxT = output.logits.astype(jnp.float32), batch["labels"]
+        _check_logits("language_modeling", logits_BxTxV, labels_BxT, spec.outputs)
         weights_BxT = _weights(batch, labels_BxT.shape)
         if "segments" in batch:
             segments_BxT = batch["segments"]
@@ -256,6 +260,16 @@ def _cross_entropy(logits: jax.Array, labels: jax.Array, smoothing: Any) -> jax.
         chosen = (1 - smoothing) * chosen + smoothing * jnp.mean(logits, axis=-1)
     inside = (labels >= 0) & (labels < logits.shape[-1])
     return jnp.where(inside, log_total - chosen, jnp.nan)
+
+
+def _check_logits(task: str, logits: jax.Array, labels: jax.Array, outputs: int) -> None:
+    """Refuses logits of another shape than the labels; more outputs than needed do no harm."""
+    places = labels.shape[:-1] if _are_probabilities(labels) else labels.shape
+    if logits.shape[:-1] != places or logits.shape[-1] < outputs:
+        raise UserError(
+            f"task '{task}': the model's logits have the shape {list(logits.shape)}, where "
+            f"{[*places, outputs]} is needed"
+        )
 
 
 def _counted(losses: jax.Array, weights: jax.Array) -> jax.Array:

@@ -32,6 +32,18 @@ def assert_fits_its_spec(dataset: Dataset):
         assert 0 <= example["labels"].min() <= example["labels"].max() < dataset.spec.outputs
 
 
+def test_a_data_set_with_nothing_to_train_on_is_refused():
+    from lamina.platform.training import experiment
+
+    blocks = {"data": {"name": "digits", "batch_size": 8}, "model": {"name": "mlp"}, "steps": 1}
+    blocks |= {"optimizer": {"name": "sgd", "learning_rate": 0.1}, "schedule": {"name": "constant"}}
+    config = experiment.resolve(blocks | {"task": {"name": "classification"}})
+    whole = digits()
+    tested = whole._replace(splits={"test": whole.splits["test"]})
+    with pytest.raises(UserError, match=r"data \(digits\): there is no split 'train', but test"):
+        experiment.assemble(config, dataset=tested)
+
+
 # --- digits --------------------------------------------------------------------------------------
 
 

@@ -60,6 +60,31 @@ def test_classification_equals_scikit_learn():
     assert found.keys() == {"loss", "accuracy"}
 
 
+@pytest.mark.parametrize(
+    ("case", "logits", "needed"),
+    [
+        ("classification", LOGITS[:, :-1], r"\[12, 4\], where \[12, 5\] is needed"),
+        ("classification", LOGITS[:, 0], r"\[12\], where \[12, 5\]"),
+        ("classification", TOKEN_LOGITS, r"\[12, 6, 5\], where \[12, 5\]"),
+        ("language_modeling", TOKEN_LOGITS[..., :-1], r"\[12, 6, 4\], where \[12, 6, 5\]"),
+        ("language_modeling", LOGITS, r"\[12, 5\], where \[12, 6, 5\]"),
+    ],
+)
+def test_logits_that_do_not_fit_the_labels_are_refused(case, logits, needed):
+    task, _, batch = CASES[case]
+    with pytest.raises(UserError, match=f"task '{case}': the model's logits.*{needed}"):
+        task.loss(Output(logits), batch)
+
+
+def test_more_logits_than_classes_are_allowed():
+    wide = jnp.pad(LOGITS, ((0, 0), (0, 2)), constant_values=-jnp.inf)
+    found, plain = (
+        means(classification(CLASSES), wide, {"labels": LABELS}),
+        means(*CASES["classification"]),
+    )
+    assert found == pytest.approx(plain)
+
+
 def test_classification_honours_example_weights():
     weights = np.array([0.5, 2.0, 0.0, 1.0] * 3)
     found = means(
