@@ -44,11 +44,6 @@ class Domain(NamedTuple):
     points: int = 0
 
     @property
-    def numeric(self) -> bool:
-        """Whether it is a range, or all of its values are numbers."""
-        return all(_is_number(value) for value in self.values)
-
-    @property
     def whole(self) -> bool:
         """Whether it is a range of whole numbers."""
         return isinstance(self.low, int) and isinstance(self.high, int)

@@ -33,7 +33,7 @@ def test_nested_blocks_become_dotted_keys_and_a_tuple_is_a_choice():
         "model.widths",
     ]
     assert domains[0].grid() == (1e-4, 1e-2, 1.0)
-    assert [domain.numeric for domain in domains] == [True, True, False]
+    assert [domain.values for domain in domains[1:]] == [(0.5, 1.0), ((8,), (8, 8))]
 
 
 def test_a_grid_holds_every_combination_and_its_last_key_varies_fastest():
