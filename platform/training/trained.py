@@ -125,6 +125,15 @@ def read_config(workdir: str, trust: Sequence[str] = ()) -> FrozenConfigDict:
         raise UserError(f"{workdir} is no run folder: it has no {folder.CONFIG}")
     where = os.path.join(workdir, folder.CONFIG)
     written = configs.from_json(text.decode("utf-8", "replace"), where)
+    program = written.get("program", "train")
+    if program not in ("train", "incremental"):
+        inside = sorted(
+            os.path.relpath(path.parent, workdir)
+            for depth in ("*", "*/*")
+            for path in storage.as_path(workdir).glob(f"{depth}/{folder.STATUS}")
+        )
+        models = f": its models are in {', '.join(inside[:4])}" if inside else ""
+        raise UserError(f"{workdir} is of the program {program!r}, not one training{models}")
     # What an incremental run has besides a model is no matter here, nor how it was dispatched.
     kept = {key: value for key, value in written.items() if key not in ("stream", "learner")}
     schema = experiment.SCHEMA._replace(contradictions=lambda config: ())

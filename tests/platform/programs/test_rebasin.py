@@ -108,6 +108,11 @@ def test_another_measurement_is_refused_in_the_same_folder(measured):
         run(make(rebasin=ConfigDict(dict(points=7))), workdir, console=False)
 
 
+def test_the_folder_is_no_model_and_says_where_its_models_are(measured):
+    with pytest.raises(UserError, match=r"of the program 'rebasin'.*its models are in train"):
+        trained.read(measured[0])
+
+
 def test_check_describes_pairs_and_groups():
     config = rebasin.resolve(make(seeds=(0, 1, 5, 6)))
     parts = rebasin.prepare(config, configs.EVERYONE, None, True).parts
