@@ -100,7 +100,8 @@ def override(config: ConfigDict, key: str, text: str) -> None:
 
     The text is read as a Python literal (`1e-3`, `True`, `(0, 1)`, `0,1,2`), and as a string where
     it is none, or where the config has a string there; `a,b` is two strings where the config has a
-    tuple. A key that the file doesn't set may be given: `resolve` checks it.
+    tuple. A tuple may replace a block, as the values of a sweep do its range. A key that the file
+    doesn't set may be given: `resolve` checks it.
 
     Raises:
         UserError: a part of the path is a value and not a block.
@@ -114,12 +115,12 @@ def override(config: ConfigDict, key: str, text: str) -> None:
         if not isinstance(block, ConfigDict):
             raise UserError(f"--config.{key}: {'.'.join(parents[: i + 1])} is a value, not a block")
     current = block.get(last)
-    if isinstance(current, ConfigDict):
+    value = text if isinstance(current, str) else _literal(text)
+    if isinstance(current, ConfigDict) and not isinstance(value, tuple):
         raise UserError(
             f"--config.{key}={text}: {key} is a block; set one of "
             + names.listing(f"{key}.{k}" for k in current)
         )
-    value = text if isinstance(current, str) else _literal(text)
     if isinstance(current, tuple) and not isinstance(value, tuple):
         value = names.split(value) if isinstance(value, str) else (value,)
     with block.ignore_type(), block.unlocked():

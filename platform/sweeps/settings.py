@@ -1,5 +1,6 @@
 """The vocabulary of the `sweep` block."""
 
+import math
 from collections.abc import Iterable, Mapping
 from types import MappingProxyType
 from typing import Any, Literal, NamedTuple
@@ -11,6 +12,10 @@ from lamina.platform.sweeps import space
 from lamina.platform.training import experiment
 
 _EMPTY: Mapping[str, Any] = MappingProxyType({})
+
+
+MOST = 10_000
+"""Trials of a sweep: each is resolved, has a row in the table and a folder."""
 
 
 class Sweep(NamedTuple):
@@ -50,8 +55,13 @@ def _contradictions(c: FrozenConfigDict) -> Iterable[str]:
         for domain in domains:
             if not domain.values and not domain.points:
                 yield f"sweep.space.{domain.key}: a grid needs points, how many values it takes"
-    elif s.trials < 1:
-        yield f"sweep.trials = {s.trials} should be at least 1 for method = {s.method!r}"
+        count = math.prod(len(domain.values) or domain.points for domain in domains)
+        if count > MOST:
+            yield f"sweep.space has {count} points, a sweep at most {MOST} trials: take fewer"
+    elif not 1 <= s.trials <= MOST:
+        yield (
+            f"sweep.trials = {s.trials} should be between 1 and {MOST} for method = {s.method!r}"
+        )
     if s.at_once < 0 or s.round < 1:
         yield f"sweep.at_once = {s.at_once} should be 0 or more, and round = {s.round} 1 or more"
     if not 0 <= s.seed < 2**32:

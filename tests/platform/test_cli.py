@@ -83,7 +83,7 @@ def test_nothing_and_a_wrong_command_show_what_there_is(lamina):
             ["--config.optimizer.lr=0.1"],
             "optimizer.lr is not a key (did you mean 'learning_rate'?)",
         ),
-        (["--config.data.batch_size=100000"], "hold each of them 74 times; use at most 1"),
+        (["--config.data.batch_size=100000"], "hold each of them 93 times; use at most 1078"),
         (["--config.steps=many"], "steps = 'many' should be an int"),
         (["--config.seeds=()"], "seeds is empty"),
         (["--config.seeds=1,1"], "holds a value twice"),

@@ -204,6 +204,12 @@ def test_an_override_takes_the_type_of_its_text(key, text, value):
     assert configs.flatten(changed)[key] == value
 
 
+def test_a_tuple_takes_the_place_of_a_block():
+    changed = config(space=dict(rate=dict(low=0.1, high=1.0)))
+    configs.override(changed, "space.rate", "0.1,0.2")
+    assert changed.space.rate == (0.1, 0.2)
+
+
 def test_an_override_of_a_block_names_its_keys():
     with pytest.raises(UserError, match=r"model\.name, model\.rate"):
         configs.override(config(), "model", "3")

@@ -249,9 +249,18 @@ def test_eight_devices_give_the_numbers_of_one(tmp_path, order):
         ({"space": {"optimizer": {"learning_rate": ("fast",)}}}, "should be a float"),
         ({"space": {"optimizer": {"name": ("sgd", "adamm")}}}, "adamm"),
         ({"space": {"task": {"label_smoothing": (0.1, 2.0)}}}, "label_smoothing = 2.0"),
-        ({"sweep": {"method": "random"}}, "should be at least 1"),
+        ({"sweep": {"method": "random"}}, "should be between 1 and"),
         ({"sweep": {"method": "anneal"}}, "should be one of"),
         ({"sweep": {"metric": "test/accuracy"}}, "isn't for selection"),
+        ({"sweep": {"method": "random", "trials": 20_000}}, "should be between 1 and 10000"),
+        (
+            {
+                "space": {
+                    "optimizer": {"learning_rate": {"low": 0.1, "high": 1.0, "points": 20_000}}
+                }
+            },
+            "20000 points, a sweep at most 10000",
+        ),
         ({"sweep": {"metric": "validation/acuracy"}}, "isn't measured"),
         ({"early_stopping": {"metric": "validation/loss"}}, "isn't for a sweep"),
     ],
