@@ -36,7 +36,7 @@ from lamina.platform.reporting import (
     storage,
 )
 from lamina.platform.reporting.records import Record, Summary
-from lamina.platform.training import preloading, signals
+from lamina.platform.training import signals
 
 __all__ = ["Result", "TrainedModel", "restore", "run"]
 
@@ -118,7 +118,6 @@ def _run(config, workdir, trust, console, devices) -> Result:
         return _add_seeds(config, resolved, new_seeds, workdir, trust, console, devices)
     # What is wrong with the config shows here, before there is a folder.
     fresh = not restoring.list_steps(workdir / folder.CHECKPOINTS)
-    preloading.saving()
     prepared = program.prepare(resolved, trust, devices, fresh)
     with contextlib.ExitStack() as stack:
         with writing(workdir):

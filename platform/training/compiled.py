@@ -31,7 +31,7 @@ class Program(NamedTuple):
 def compile_program(jitted: Any, *arguments: Any) -> Program:
     """Compiles a jitted function for `arguments` (arrays or `jax.ShapeDtypeStruct`s)."""
     lowered = jitted.lower(*arguments)
-    preloading.reporting()
+    preloading.begin()
     return Program(lowered.compile())
 
 

@@ -1,8 +1,7 @@
-"""Imports of what a run needs only later, at times when Python has nothing else to do."""
+"""Imports of what a run needs only later, at a time when Python has nothing else to do."""
 
 import functools
 import threading
-from collections.abc import Callable
 
 import jax
 
@@ -10,25 +9,18 @@ from lamina.platform.reporting import drawing, page
 
 
 @functools.cache
-def saving() -> None:
-    """Imports, in a thread, what saves checkpoints: call it where data are read."""
-    _start(_import_orbax)
+def begin() -> None:
+    """Imports, in a thread, what saves and draws: call it where XLA begins to compile.
 
-
-@functools.cache
-def reporting() -> None:
-    """Imports, in a thread, what draws and writes the report: call it where XLA begins to compile.
-
-    With that of `saving` it takes most of a second. While a program is traced, imports would take
-    turns with the tracing at the interpreter; XLA doesn't need it.
+    These imports take most of a second. While a program is traced they would take turns with the
+    tracing at the interpreter; XLA doesn't need it.
     """
-    _start(lambda: (_import_orbax(), drawing.load(), page.load("report.html")))
+    if jax.process_index() == 0:
+        threading.Thread(target=_imports, name="lamina_imports").start()
 
 
-def _import_orbax() -> None:
+def _imports() -> None:
     import orbax.checkpoint  # noqa: F401
 
-
-def _start(imports: Callable[[], object]) -> None:
-    if jax.process_index() == 0:
-        threading.Thread(target=imports, name="lamina_imports").start()
+    drawing.load()
+    page.load("report.html")
