@@ -221,6 +221,8 @@ def _with_dtype(content: Any, dtype: str) -> Any:
 def check_place(out: pathlib.Path, inputs: Sequence[Source], folder: bool) -> None:
     """Refuses to write over an input, or over a file or folder that no merge has made.
 
+    An empty file or folder has nothing to lose.
+
     Raises:
         UserError: the output's place isn't free.
     """
@@ -242,7 +244,7 @@ def check_place(out: pathlib.Path, inputs: Sequence[Source], folder: bool) -> No
             raise UserError(f"--out={out} exists, and no merge has made it: choose another")
     elif not folder and out.is_dir():
         raise UserError(f"--out={out} is a folder")
-    elif not folder and out.exists() and METADATA not in _metadata(out):
+    elif not folder and out.exists() and out.stat().st_size and METADATA not in _metadata(out):
         raise UserError(
             f"--out={out} exists, and no merge has made it: choose another, or remove it"
         )
