@@ -143,9 +143,11 @@ def open_dataset(block: Mapping, trust: Sequence[str]) -> Dataset:
     """Opens the data set of a `data` block.
 
     Raises:
-        UserError: it is missing, corrupt or misnamed.
+        UserError: it is missing, corrupt or misnamed, or a batch would hold it many times.
     """
-    return configs.build(block, SCHEMA.kinds["data"], "data", trust)
+    dataset = configs.build(block, SCHEMA.kinds["data"], "data", trust)
+    splitting.check_size(block, len(dataset.splits.get("train", ())))
+    return dataset
 
 
 def open_stand_in(block: Mapping, trust: Sequence[str]) -> tuple[Dataset, str]:
@@ -223,7 +225,7 @@ def _assemble(
     mesh = meshes.create(devices, **c.mesh)
     kind = SCHEMA.kinds["islands"]
     method = configs.build(c.islands, kind, "islands", trust, islands.whole(mesh))
-    splitting.check_batch(c, mesh, method, len(dataset.splits["train"]))
+    splitting.check_batch(c, mesh, method)
     if c.data.balance_length:
         dataset = _balanced(c, dataset, meshes.batch_parallelism(mesh))
     train = dataset.splits["train"]

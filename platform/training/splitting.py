@@ -1,5 +1,8 @@
 """How a batch is split: between devices, islands and the parts of an accumulation."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from jax.sharding import Mesh
 from ml_collections import FrozenConfigDict
 
@@ -12,24 +15,27 @@ from lamina.sharding import rules as partition_rules
 
 _REPEATED = 16
 """How often a batch may hold an example: repeated augmentation takes one a few times, and a large
-batch is planned and timed with few synthetic examples."""
+batch is timed with few synthetic examples."""
 
 
-def check_batch(c: FrozenConfigDict, mesh: Mesh, method: Method | None, examples: int) -> None:
-    """Raises a `UserError` where the data are too few for the batch, or it can't be divided.
+def check_size(block: Mapping[str, Any], examples: int) -> None:
+    """Raises a `UserError` where a batch would hold the data many times over.
 
     Args:
-        c: resolved.
-        mesh: of the run.
-        method: of the islands.
-        examples: in the training split.
+        block: the config's `data`.
+        examples: in the training split; 0: there is none.
     """
-    size, number = c.data.batch_size, method.number if method else 1
-    if size > _REPEATED * examples:
+    size = block.get("batch_size", 0)
+    if examples and size > _REPEATED * examples:
         raise UserError(
             f"data.batch_size = {size}, but there are {examples} training examples: a batch would "
             f"hold each of them {size / examples:.0f} times; use at most {examples}"
         )
+
+
+def check_batch(c: FrozenConfigDict, mesh: Mesh, method: Method | None) -> None:
+    """Raises a `UserError` where mesh, islands and accumulation don't divide the batch."""
+    size, number = c.data.batch_size, method.number if method else 1
     if number % mesh.shape["replica"] and method:
         raise UserError(
             f"mesh.replica = {mesh.shape['replica']} doesn't divide the {number} islands: use "
