@@ -18,7 +18,7 @@ from lamina.platform.reporting import folder
 pytestmark = pytest.mark.slow
 
 CONFIG = {
-    "steps": 150,
+    "steps": 400,  # long enough for a signal to be agreed on before the end
     "seeds": (0,),
     "data": {"name": "digits", "batch_size": 16, "placement": "grain"},
     "model": {"name": "mlp", "widths": (16,), "dropout": 0.1},
