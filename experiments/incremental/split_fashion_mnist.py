@@ -57,7 +57,7 @@ def get_config(learner: str = "er") -> ConfigDict:
     config.schedule = ConfigDict(dict(name="constant"))
     config.log_every = 47  # steps: two records a task
     config.steps_per_call = 94  # steps in one dispatch: a task
-    config.checkpoint = ConfigDict(dict(every=94, keep=1))  # steps
+    config.checkpoint = ConfigDict(dict(every=188, keep=1))  # steps: two tasks
     if learner == "online_er":
         config.stream.name = "online"
         config.data.batch_size = 10
