@@ -80,21 +80,11 @@ def _open_vmapped(
     compile_program: Callable[..., compiled.Program],
 ) -> Runner:
     """Compiles one program for all seeds together."""
-    whole = partition_rules.replicated(parts.mesh)
-    place = lambda span: jax.device_put(span, whole)
     stacked = jax.tree.map(lambda *a: jnp.stack(a), *tables) if len(tables) > 1 else tables[0]
     axes = (0, None, 0 if len(tables) > 1 else None, None)
     vmapped = jax.vmap(partial(sequence.advance, plan), axes, spmd_axis_name="seed")
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, parts.state)
-    jitted = jax.jit(vmapped, donate_argnums=0, out_shardings=(shardings, whole))
-    arguments = (parts.state, examples, stacked, place(np.zeros(4, np.int32)))
-    program = compile_program(jitted, *arguments)
-
-    def together(state: TrainState, span: np.ndarray) -> tuple[TrainState, np.ndarray]:
-        state, history = program.call(state, examples, stacked, place(span))
-        return state, np.asarray(jax.device_get(history))
-
-    return Runner(lambda state: state, together, lambda state: state)
+    call = _compile(parts, vmapped, parts.state, examples, stacked, compile_program)
+    return Runner(lambda state: state, partial(call, stacked), lambda state: state)
 
 
 def _open_side_by_side(
@@ -105,33 +95,46 @@ def _open_side_by_side(
     compile_program: Callable[..., compiled.Program],
 ) -> Runner:
     """Compiles the program of one seed, which threads then call for each seed."""
-    whole = partition_rules.replicated(parts.mesh)
-    place = lambda span: jax.device_put(span, whole)
     number = parts.seeds.number
     one = parts.state if number == 1 else jax.tree.map(_without_seed, parts.state)
-    shardings = jax.tree.map(lambda leaf: leaf.sharding, one)
-    jitted = jax.jit(
-        partial(sequence.advance, plan), donate_argnums=0, out_shardings=(shardings, whole)
-    )
-    arguments = (one, examples, tables[0], place(np.zeros(4, np.int32)))
-    program = compile_program(jitted, *arguments)
+    advance = partial(sequence.advance, plan)
+    call = _compile(parts, advance, one, examples, tables[0], compile_program)
     # Collective operations of two programs at once would wait for each other.
     ways = min(number, os.cpu_count() or 1) if parts.mesh.size == 1 else 1
 
-    def call(seed: int, state: TrainState, span: Any) -> tuple[TrainState, np.ndarray]:
-        state, history = program.call(state, examples, tables[seed % len(tables)], span)
-        return state, np.asarray(jax.device_get(history))
-
     def side_by_side(states: list[TrainState], span: np.ndarray):
-        placed = place(span)
+        each = [tables[i % len(tables)] for i in range(number)]
         if ways == 1:
-            done = [call(i, state, placed) for i, state in enumerate(states)]
+            done = [call(*own, span) for own in zip(each, states, strict=True)]
         else:
             with concurrent.futures.ThreadPoolExecutor(ways) as pool:
-                done = list(pool.map(lambda i: call(i, states[i], placed), range(number)))
+                done = list(pool.map(partial(call, span=span), each, states))
         return [state for state, _ in done], np.stack([history for _, history in done])
 
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, one)
     return _by_seed(parts, shardings, side_by_side)
+
+
+def _compile(
+    parts: Experiment,
+    advance: Callable[..., Any],
+    state: TrainState,
+    examples: Any,
+    tables: sequence.Tables,
+    compile_program: Callable[..., compiled.Program],
+) -> Callable[..., tuple[TrainState, np.ndarray]]:
+    """Compiles `(tables, state, span) -> (state, history)`; the state is donated."""
+    whole = partition_rules.replicated(parts.mesh)
+    shardings = jax.tree.map(lambda leaf: leaf.sharding, state)
+    jitted = jax.jit(advance, donate_argnums=0, out_shardings=(shardings, whole))
+    place = lambda span: jax.device_put(span, whole)
+    program = compile_program(jitted, state, examples, tables, place(np.zeros(4, np.int32)))
+
+    def call(tables: sequence.Tables, state: TrainState, span: np.ndarray):
+        state, history = program.call(state, examples, tables, place(span))
+        return state, np.asarray(jax.device_get(history))
+
+    return call
 
 
 def _open_streaming(
